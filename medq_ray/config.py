@@ -1,0 +1,227 @@
+"""Settings: one frozen, validated object describes a run completely.
+
+Each field's docstring gives the paper's symbol, value and section, or says "our choice". Field names in
+`HARDWARE_FIELDS` never enter a fingerprint: the same run on other hardware is the same run.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class World(Section):
+    path: str | None = None
+    """A world written by `medq synth`; None lets the run write its own. Our choice."""
+    pool_images: int = Field(8000, ge=10)
+    """|U|, the unlabelled pool; the paper has about 1e6 (Sec. 2.1)."""
+    dev_images: int = Field(150, ge=5)
+    """Images of D_dev; four questions each. The paper has about 2000 samples (Sec. 3.1)."""
+    test_images: int = Field(300, ge=5)
+    """Images of D_test; four questions each."""
+    size: int = Field(112, ge=56, le=1024)
+    """Side of an image in pixels."""
+
+
+class Engine(Section):
+    base_url: str | None = None
+    """An OpenAI-compatible endpoint to use as the model under training instead of serving its checkpoints."""
+    checkpoint: str = "embedded"
+    """Base model M_theta: 'embedded' (shipped with the package) or a Hugging Face checkpoint folder."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where vLLM runs; 'auto' takes a GPU if Ray sees one."""
+    max_model_len: int = Field(512, ge=64)
+    """Longest prompt plus answer in tokens, image tokens included."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Sequences decoded together. Set explicitly: engine defaults differ by hardware."""
+    kv_cache_bytes: int = Field(1 << 28, ge=1 << 24)
+    """Memory of the key-value cache on a CPU."""
+    start_timeout: float = Field(300.0, gt=0)
+    """Seconds until an engine that is not up counts as failed."""
+    port: int = Field(0, ge=0, le=65535)
+    """HTTP port on loopback; 0 takes a free one."""
+    concurrency: int = Field(48, ge=1)
+    """Requests in flight to one endpoint."""
+    retries: int = Field(6, ge=0)
+    """Attempts after the first for connection errors, 429 and 5xx, with exponential backoff and jitter."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds until one request counts as failed."""
+
+
+class Encoder(Section):
+    name: str = "embedded"
+    """open_clip model: 'embedded', 'local-dir:PATH' or 'hf-hub:ORG/NAME'. The paper uses BiomedCLIP (Sec. 2.3)."""
+    batch_size: int = Field(128, ge=1)
+    """Images encoded together."""
+
+
+class Evaluate(Section):
+    runs: int = Field(5, ge=1)
+    """R, answers a question (Sec. 3.1: 5)."""
+    gamma: float = Field(0.6, ge=0, lt=1)
+    """Failure threshold: a question fails when its error rate is strictly above (Sec. 3.1: 0.6)."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature of the R runs. Not in the paper; our choice."""
+    max_tokens: int = Field(48, ge=1)
+    """Longest answer in tokens."""
+    text_weight: float = Field(0.5, ge=0)
+    """Weight of the question-answer features beside the visual ones in a failure's feature vector. Our choice."""
+    max_prototypes: int = Field(24, ge=2)
+    """Largest N_c tried; the silhouette criterion chooses (Sec. 2.2)."""
+
+
+class Explore(Section):
+    tau_sim: float = Field(0.75, ge=-1, le=1)
+    """Similarity threshold of eq. 2 (Sec. 3.1: 0.75, for BiomedCLIP; another encoder has another scale)."""
+    alpha: float = Field(1.0, ge=0)
+    """Exponent of w_k ~ e_k^alpha (Sec. 2.3). Its value is not in the paper; our choice."""
+    budget: int = Field(2000, ge=1)
+    """B, images selected an iteration (Sec. 3.1: 2000)."""
+    random_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of B drawn at random, so that common cases are not forgotten and unknown failures found. Our choice."""
+    breadth: float = Field(3.0, ge=1)
+    """A share of b images is drawn from its breadth*b best look-alikes, for diversity. Our choice."""
+    strategy: Literal["failure_driven", "random"] = "failure_driven"
+    """'random' is the paper's baseline (Table 2)."""
+    kinds: tuple[Literal["yes_no", "what", "how", "description"], ...] = ("yes_no", "what", "how", "description")
+    """Questions asked of each selected image."""
+
+
+class Oracle(Section):
+    base_url: str | None = None
+    """OpenAI-compatible endpoint of the oracle; None starts the simulated one, which knows the synthetic truth."""
+    model: str = "simulated-oracle"
+    """Its model name; the paper's is gpt-4o (Sec. 3.1). The key comes from OPENAI_API_KEY."""
+    edit_rate: float = Field(0.29, ge=0, le=1)
+    """Simulated: share of plausible but wrong answers, to be edited (Table 3: 29 %)."""
+    reject_rate: float = Field(0.08, ge=0, le=1)
+    """Simulated: share of unusable answers, to be rejected (Table 3: 8 %)."""
+    failure_rate: float = Field(0.0, ge=0, lt=1)
+    """Simulated: share of requests answered first by HTTP 429 or 500, to exercise the retries."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of the oracle. Our choice."""
+
+
+class Annotate(Section):
+    tau_entropy: float = Field(0.35, ge=0)
+    """tau_H in nats a token: at or above, the model counts as uncertain (Sec. 2.3). Value is our choice."""
+    tau_agreement: float = Field(0.5, ge=0, le=1)
+    """tau_ann: below, self and oracle disagree (Sec. 2.3). Value is our choice."""
+
+
+class Review(Section):
+    reviewer: Literal["simulated"] = "simulated"
+    """Who gives verdicts: the simulated expert, who knows the synthetic truth."""
+    seconds_per_item: float = Field(30.0, ge=0)
+    """What the simulated expert books for one item (Table 3: 0.5 minutes)."""
+
+
+class Evolve(Section):
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak of the cosine schedule (Sec. 3.1: 2e-5, for 8B models)."""
+    epochs: int = Field(3, ge=1)
+    """Sec. 3.1: 3."""
+    batch_size: int = Field(48, ge=1)
+    """Samples a step over all workers. Our choice."""
+    warmup: float = Field(0.05, ge=0, le=1)
+    """Share of steps with a rising learning rate. Our choice."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW. Our choice."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient norm limit. Our choice."""
+    workers: int = Field(2, ge=1)
+    """FSDP2 workers."""
+    start_from: Literal["last", "base"] = "last"
+    """Checkpoint that each fine-tuning starts from. Our choice."""
+    phash_radius: int = Field(4, ge=0, le=64)
+    """Largest Hamming distance of duplicates' pHashes; their quality measures must agree too. Our choice."""
+    quality_tolerance: float = Field(0.1, ge=0)
+    """Largest relative difference of duplicates' quality measures. Our choice."""
+    tfidf_threshold: float = Field(0.95, ge=0, le=1)
+    """Descriptions at or above this TF-IDF cosine are near-duplicates (Sec. 2.4); value is our choice."""
+    tfidf_keep: int = Field(1, ge=1)
+    """Near-duplicate descriptions kept of each group. Our choice: 1 for free text; the embedded world's templates need
+    more, since all images of one cell are described in the same words."""
+
+
+class Loop(Section):
+    max_iterations: int = Field(5, ge=1)
+    """Fine-tunings at most. The paper reaches 10k samples at 2k each: 5."""
+    plateau: float = Field(0.005, ge=0)
+    """Stop when dev accuracy rises by less than this over the best so far (Sec. 2.4 gives no rule; our choice)."""
+
+
+class Config(Section):
+    recipe: str = "custom"
+    """Name of the recipe this came from."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that draws."""
+    world: World = World()
+    engine: Engine = Engine()
+    encoder: Encoder = Encoder()
+    evaluate: Evaluate = Evaluate()
+    explore: Explore = Explore()
+    oracle: Oracle = Oracle()
+    annotate: Annotate = Annotate()
+    review: Review = Review()
+    evolve: Evolve = Evolve()
+    loop: Loop = Loop()
+
+
+HARDWARE_FIELDS = {
+    "engine": {"base_url", "device", "max_num_seqs", "kv_cache_bytes", "start_timeout", "port", "concurrency",
+               "retries", "timeout"},
+    "encoder": {"batch_size"},
+    "oracle": {"base_url", "failure_rate"},
+    "evolve": {"workers"},
+}  # fmt: skip
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that decide results, as plain data: everything but HARDWARE_FIELDS."""
+    return config.model_dump(mode="json", exclude=HARDWARE_FIELDS)
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """Apply 'section.field=value' strings (YAML values). Raises ValueError naming the setting and what is valid."""
+    data = config.model_dump()
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment}: expected section.field=value")
+        *path, field = key.strip().split(".")
+        target = data
+        for name in path:
+            target = target.get(name) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or field not in target:
+            known = ", ".join(sorted(target)) if isinstance(target, dict) else ", ".join(sorted(data))
+            raise ValueError(f"unknown setting {key.strip()!r}; there are: {known}")
+        target[field] = yaml.safe_load(value)
+    return validated(data)
+
+
+def validated(data: dict[str, Any]) -> Config:
+    """Build a Config. Raises ValueError with one line for each wrong setting."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise ValueError("invalid settings: " + "; ".join(lines)) from error
+
+
+def load(path: str | Path) -> Config:
+    """Read a YAML settings file. Raises ValueError naming the file or the setting."""
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"settings file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"settings file {path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"settings file {path}: expected sections, found {type(data).__name__}")
+    return validated(data)

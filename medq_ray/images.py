@@ -1,0 +1,61 @@
+"""Reading, naming and sending single images: the few functions that every floor above needs.
+
+Floor 1. An image here is a uint8 array of shape (height, width, 3), RGB.
+"""
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+"""Larger images are refused: 64 MP of RGB is 192 MB, and slides are to be read by region."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode one image file to uint8 RGB.
+
+    Raises ValueError naming the file when it is missing, truncated, no image or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{path}: {image.width}x{image.height} pixels, the limit is {MAX_PIXELS}")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """PNG bytes, without metadata, equal for equal pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def data_url(pixels: np.ndarray) -> str:
+    """The image as the OpenAI protocol sends it; re-encoded, so nothing but pixels leaves."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
+
+
+def from_data_url(url: str) -> np.ndarray:
+    """Inverse of `data_url`. Raises ValueError on anything else."""
+    head, _, body = url.partition(";base64,")
+    if not head.startswith("data:image/") or not body:
+        raise ValueError(f"not an image data URL: {url[:40]!r}")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(body))) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise ValueError(f"image data URL cannot be decoded ({error})") from error
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """The image's id: 16 hex digits of sha256 over shape and pixels (64 bits: a collision among 10^6 images has
+    probability 3e-8). A re-encoded copy has the same id; a re-compressed one has not."""
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()[:16]

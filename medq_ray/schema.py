@@ -1,0 +1,213 @@
+"""The vocabulary: what an image, question, completion, prototype, annotation and verdict are, as Arrow schemas.
+
+Floor 0: imports nothing of ours. Tables are the only thing that phases hand to each other, so a column that is
+not listed here does not exist. Pixels never enter a table: rows point to images by `uri`.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+MODALITIES = ("mri", "ct", "endoscopy", "fundus", "histopathology")
+SEVERITIES = ("none", "mild", "severe")
+GRADES = ("good", "usable", "reject")
+"""The overall judgement that goes with each severity, in the same order (MedQ-Bench's three levels)."""
+KINDS = ("yes_no", "what", "how", "description")
+PERCEPTION_KINDS = ("yes_no", "what", "how")
+SPLITS = ("pool", "dev", "test")
+
+EVERYDAY = ("blur", "noise", "exposure")
+"""Degradations that every photograph knows; all others are specific to a modality."""
+DEGRADATIONS = {
+    "mri": ("blur", "noise", "motion", "undersampling", "bias_field"),
+    "ct": ("blur", "noise", "metal", "ring", "sparse_view"),
+    "endoscopy": ("blur", "exposure", "specular", "bubbles", "smoke"),
+    "fundus": ("blur", "exposure", "uneven_illumination", "haze", "color_distortion"),
+    "histopathology": ("blur", "exposure", "stain", "fold", "air_bubble"),
+}
+"""Modality -> its degradations (18 distinct). A clean image has degradation 'none'."""
+
+IMAGE = pa.schema(
+    [
+        ("image_id", pa.string()),  # images.pixel_digest: the same pixels have the same id in any container
+        ("uri", pa.string()),  # absolute path
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("source", pa.string()),
+        ("patient", pa.string()),  # salted hash or synthetic key, never a name
+        ("session", pa.string()),
+    ]
+)
+"""One image of a world or pool, without its truth."""
+
+TRUTH = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("anatomy", pa.string()),
+        ("degradation", pa.string()),
+        ("severity", pa.string()),
+        ("parameters", pa.string()),  # JSON: what the operator drew
+        ("patient", pa.string()),
+        ("session", pa.string()),
+        ("base", pa.string()),  # 'phantom' or the file name of the real image that was degraded
+    ]
+)
+"""What the synthetic world knows of an image; only the simulated oracle and the simulated expert may look."""
+
+
+def embedded_image_schema(dim: int) -> pa.Schema:
+    """IMAGE plus what ingest computes: pHash (64 bits as uint64), quality measures, unit embedding of `dim` floats."""
+    return pa.schema(
+        [
+            *IMAGE,
+            ("phash", pa.uint64()),
+            ("sharpness", pa.float32()),
+            ("noise", pa.float32()),
+            ("embedding", pa.list_(pa.float32(), dim)),
+        ]
+    )
+
+
+QUESTION = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("scope", pa.string()),  # general | specific
+        ("modality", pa.string()),
+        ("text", pa.string()),
+        ("options", pa.list_(pa.string())),  # lettered A, B, ... in this order; empty for descriptions
+        ("answer", pa.string()),  # the right letter or the reference description; '' where nobody knows yet
+        ("capabilities", pa.list_(pa.string())),  # the multi-hot vector c of eq. 1, as 'axis:value' names
+    ]
+)
+
+COMPLETION = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("run", pa.int32()),
+        ("model", pa.string()),
+        ("text", pa.string()),  # '' when failed
+        ("entropy", pa.float64()),  # eq. 3; null without logprobs
+        ("tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("error", pa.string()),  # '' or why the endpoint gave no answer
+    ]
+)
+"""One answer of one run. `entropy` is the paper's trajectory entropy: the mean negative log-likelihood of the
+sampled tokens in nats (eq. 3 calls this an entropy; it is an estimate of one)."""
+
+SCORE = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("kind", pa.string()),
+        ("modality", pa.string()),
+        ("runs", pa.int32()),
+        ("wrong", pa.int32()),  # unparsed and failed runs count as wrong
+        ("unparsed", pa.int32()),
+        ("error_rate", pa.float64()),
+        ("failure", pa.bool_()),  # error_rate > gamma, strictly
+    ]
+)
+
+PROTOTYPE = pa.schema(
+    [
+        ("prototype_id", pa.int32()),
+        ("size", pa.int32()),
+        ("members", pa.list_(pa.string())),  # question ids
+        ("medoid", pa.string()),  # image id nearest to the visual component
+        ("medoid_uri", pa.string()),
+        ("silhouette", pa.float64()),
+        ("cohesion", pa.float64()),  # mean cosine of member images to the visual component
+        ("capabilities", pa.map_(pa.string(), pa.float64())),  # share of members that have each capability
+        ("visual", pa.list_(pa.float32())),  # p_j^vis of eq. 2, unit length
+    ]
+)
+
+HIT = pa.schema([("image_id", pa.string()), ("prototype_id", pa.int32()), ("similarity", pa.float32())])
+
+SELECTION = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("modality", pa.string()),
+        ("patient", pa.string()),
+        ("strategy", pa.string()),  # failure_driven | random
+        ("capability", pa.string()),  # the share that paid for it; '' for random draws
+        ("prototype_id", pa.int32()),  # null for random draws
+        ("similarity", pa.float32()),
+    ]
+)
+
+ANNOTATION = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image_id", pa.string()),
+        ("oracle_text", pa.string()),
+        ("oracle_model", pa.string()),
+        ("oracle_simulated", pa.bool_()),
+        ("self_text", pa.string()),  # '' at cold start
+        ("self_model", pa.string()),
+        ("entropy", pa.float64()),
+        ("agreement", pa.float64()),  # delta^ann in [0, 1]; null at cold start
+        ("route", pa.string()),  # cold_start | oracle | expert | self | dropped
+        ("reason", pa.string()),
+        ("label", pa.string()),  # the annotation put forward: to training or, on an expert route, to the expert
+        ("labelled_by", pa.string()),  # oracle | self
+    ]
+)
+
+VERDICT = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image_id", pa.string()),
+        ("action", pa.string()),  # accept | edit | reject
+        ("before", pa.string()),
+        ("after", pa.string()),  # '' when rejected
+        ("reviewer", pa.string()),
+        ("simulated", pa.bool_()),
+        ("seconds", pa.float64()),  # the reviewer's active time
+    ]
+)
+
+SAMPLE = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("modality", pa.string()),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("route", pa.string()),
+        ("labelled_by", pa.string()),  # oracle | self | the reviewer's name
+        ("simulated", pa.bool_()),  # True if a simulated oracle or expert made the label
+        ("iteration", pa.int32()),
+    ]
+)
+
+DROP = pa.schema(
+    [
+        ("id", pa.string()),
+        ("step", pa.string()),  # the rule that dropped it
+        ("reason", pa.string()),
+        ("keeper", pa.string()),  # id of the row that stays in its place, or ''
+    ]
+)
+"""A dropped row is data: every filter writes these beside what it kept."""
+
+
+class Encoder(Protocol):
+    """Turns images and texts into unit vectors of one space."""
+
+    dim: int
+
+    def images(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """uint8 (H, W, 3) arrays -> float32 (N, dim), rows of unit length."""
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """strings -> float32 (N, dim), rows of unit length."""

@@ -1,0 +1,64 @@
+"""The one Ray Serve of a Ray cluster: started once on loopback, shared by every app of ours.
+
+Floor 1, because the model under training (floor 2) and the simulated oracle (floor 2) are served side by side in one
+session: a cluster has one Serve and one HTTP proxy, so apps differ by name and route prefix, never by port.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def start_serve(port: int = 0) -> str:
+    """Start Serve on loopback unless this cluster has one; return its address, 'http://127.0.0.1:PORT'.
+
+    `port` 0 takes the running Serve's or a free one. Raises ValueError when the port is taken by another program, or
+    Serve already listens on another one. Ray must be initialised.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client  # no public call tells the port of a running Serve
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        running = client.http_config.port
+        if port not in (0, running):
+            raise ValueError(f"engine.port={port}: Ray Serve already listens on {running}; set that port or 0")
+        return f"http://{LOOPBACK}:{running}"
+    if port:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is not "in use"
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as error:
+                raise ValueError(f"engine.port={port} is in use; set another port, or 0 for a free one") from error
+    port = port or free_port()
+    serve.start(http_options={"host": LOOPBACK, "port": port})
+    return f"http://{LOOPBACK}:{port}"
+
+
+@contextmanager
+def running_app(application: "Application", *, name: str, route_prefix: str, port: int = 0) -> Iterator[str]:
+    """Run one app beside whatever else is served; yield its address, 'http://127.0.0.1:PORT/PREFIX' without a slash
+    at the end. On exit only this app is deleted. Raises like `start_serve`, and RuntimeError if the app cannot start.
+    """
+    from ray import serve
+
+    address = start_serve(port)
+    serve.run(application, name=name, route_prefix=route_prefix)
+    try:
+        yield address + route_prefix.rstrip("/")
+    finally:
+        serve.delete(name)
