@@ -21,17 +21,16 @@ from medq_ray import config as settings
 from medq_ray.annotate import annotate
 from medq_ray.artifacts import Run, Step, digest_folder, difference, read_json, write_json
 from medq_ray.config import Config
-from medq_ray.console import quiet, say
+from medq_ray.console import progress, quiet, say
 from medq_ray.evaluate import evaluate
 from medq_ray.evaluate.scoring import compare
 from medq_ray.evolve import evolve
 from medq_ray.explore import explore
 from medq_ray.ledger import Ledger
 from medq_ray.model.ask import ask
-from medq_ray.model.chat import Endpoint
+from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
 from medq_ray.pool.ingest import ingest
-from medq_ray.report import iteration_table, write_report
 from medq_ray.review import review
 from medq_ray.synthetic.oracle import serve_oracle
 from medq_ray.synthetic.truth import load_truth
@@ -56,7 +55,7 @@ def run(config: Config, run_dir: Path) -> dict:
         for t in range(config.loop.max_iterations + 1):
             say(f"\niteration {t}: {origin}")
             last = t == config.loop.max_iterations
-            with ExitStack() as servers:
+            with Servers() as servers:
                 evaluated = loop.evaluate(t, checkpoint, servers)
                 accuracy = evaluated.json("metrics")["dev"]["accuracy"]
                 if not last and t > 0 and accuracy < best + config.loop.plateau:
@@ -74,11 +73,20 @@ def run(config: Config, run_dir: Path) -> dict:
             if last:
                 break
             checkpoint = evolved.path / "checkpoint"
-        summary = write_summary(loop, iterations, stopped)
-        report = write_report(run_dir)
-        say("\n" + iteration_table(summary))
-        say(f"\nreport: {report}")
-        return summary
+        return write_summary(loop, iterations, stopped)
+
+
+class Servers(ExitStack):
+    """The model servers of one iteration: each starts when it is first asked, and stops with the iteration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: dict[str, Endpoint] = {}
+
+    def once(self, name: str, start: Callable[[], Endpoint]) -> Endpoint:
+        if name not in self.started:
+            self.started[name] = start()
+        return self.started[name]
 
 
 class Loop:
@@ -126,66 +134,66 @@ class Loop:
         total = chosen.pool_images + chosen.dev_images + chosen.test_images
 
         def work(folder: Path) -> dict:
-            return write_world(folder, total, self.config.seed, size=chosen.size, dev_images=chosen.dev_images,
-                               test_images=chosen.test_images)  # fmt: skip
+            with progress(total, "synthetic world") as bar:
+                written = write_world(folder, total, self.config.seed, size=chosen.size, dev_images=chosen.dev_images,
+                                      test_images=chosen.test_images, progress=bar.update)  # fmt: skip
+            return {"images": sum(written["images"].values()), "degraded": written["degraded"]}
 
         return read_world(self.step("world", work, sections=("world",), inputs={}).path)
 
     def split(self, name: str) -> pa.Table:
         return self.images.filter(pc.equal(self.images["split"], name))
 
-    def asker(self, endpoint: Callable[[], Endpoint], name: str) -> Callable[..., pa.Table]:
+    def asker(self, step: str, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Callable[..., pa.Table]:
         """A phase's way to ask one model: (prompts, sampling, label) -> completions, answers kept in the cache."""
 
-        def answer(prompts: pa.Table, sampling, label: str) -> pa.Table:
+        def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
             completions = ask(prompts, endpoint(), sampling, self.run.root / "cache" / name, label)
-            self.ledger.add(step=label, what=f"{name} output", amount=pc.sum(completions["tokens"]).as_py() or 0,
-                            unit="tokens", simulated=name == "oracle" and self.config.oracle.base_url is None)  # fmt: skip
+            self.ledger.add(step=step, what=f"{name.partition('-')[0]} output", unit="tokens",
+                            amount=pc.sum(completions["tokens"]).as_py() or 0, simulated=simulated)  # fmt: skip
             return completions
 
         return answer
 
-    def model(self, t: int, checkpoint: Path, servers: ExitStack) -> Callable[..., pa.Table]:
+    def model(self, t: int, checkpoint: Path, servers: "Servers") -> Callable[[], Endpoint]:
         """The checkpoint under training, served when first asked."""
         engine = self.config.engine
 
-        @functools.cache
-        def endpoint() -> Endpoint:
+        def start() -> Endpoint:
             name = f"iteration-{t}"
-            identity = digest_folder(checkpoint)
             url = engine.base_url or servers.enter_context(serve_checkpoint(checkpoint, name, engine))
-            return self.endpoint(url, name, identity)
+            return self.endpoint(url, name, digest_folder(checkpoint))
 
-        return self.asker(endpoint, f"model-{t:02d}")
+        return functools.partial(servers.once, "model", start)
 
-    def oracle(self, servers: ExitStack) -> Callable[..., pa.Table]:
+    def oracle(self, servers: "Servers") -> Callable[[], Endpoint]:
         """The oracle in the settings; the simulated one starts when first asked."""
         oracle = self.config.oracle
 
-        @functools.cache
-        def endpoint() -> Endpoint:
+        def start() -> Endpoint:
             url = oracle.base_url or servers.enter_context(serve_oracle(self.world.path, oracle, self.config.seed))
             identity = "" if oracle.base_url else f"{self.world.digest}-{oracle.edit_rate}-{oracle.reject_rate}"
             return self.endpoint(url, oracle.model, identity)
 
-        return self.asker(endpoint, "oracle")
+        return functools.partial(servers.once, "oracle", start)
 
     def endpoint(self, url: str, model: str, identity: str) -> Endpoint:
         engine = self.config.engine
         return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
                         retries=engine.retries, timeout=engine.timeout)  # fmt: skip
 
-    def evaluate(self, t: int, checkpoint: Path, servers: ExitStack) -> Step:
+    def evaluate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
+        step = f"iter-{t:02d}/evaluate"
         origin = "base" if t == 0 else self.done(t - 1, "evolve").fingerprint
         return self.step(
-            f"iter-{t:02d}/evaluate",
+            step,
             lambda folder: evaluate(
                 folder,
                 config=self.config,
                 dev=self.questions["dev"],
                 test=self.questions["test"],
                 images=self.split("dev"),
-                answer=self.model(t, checkpoint, servers),
+                answer=self.asker(step, f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False),
             ),
             sections=("evaluate",),
             inputs={"pool": self.pool.fingerprint, "world": self.world.digest, "checkpoint": origin},
@@ -210,17 +218,20 @@ class Loop:
             inputs={"evaluate": evaluated.fingerprint} | {step.path.parent.name: step.fingerprint for step in earlier},
         )
 
-    def annotate(self, t: int, checkpoint: Path, servers: ExitStack) -> Step:
+    def annotate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
+        step = f"iter-{t:02d}/annotate"
         explored = self.done(t, "explore")
+        simulated = self.config.oracle.base_url is None
+        ask_self = self.asker(step, f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False)
         return self.step(
-            f"iter-{t:02d}/annotate",
+            step,
             lambda folder: annotate(
                 folder,
                 config=self.config,
                 iteration=t,
                 questions=explored.table("questions"),
-                ask_oracle=self.oracle(servers),
-                ask_self=self.model(t, checkpoint, servers) if t > 0 else None,
+                ask_oracle=self.asker(step, "oracle", self.oracle(servers), simulated),
+                ask_self=ask_self if t > 0 else None,
             ),
             sections=("annotate", "oracle"),
             inputs={"explore": explored.fingerprint},
@@ -228,7 +239,7 @@ class Loop:
 
     def review(self, t: int) -> Step:
         annotated = self.done(t, "annotate")
-        step = self.step(
+        return self.step(
             f"iter-{t:02d}/review",
             lambda folder: review(
                 folder,
@@ -240,7 +251,6 @@ class Loop:
             sections=("review",),
             inputs={"annotate": annotated.fingerprint},
         )
-        return step
 
     def evolve(self, t: int, checkpoint: Path) -> Step:
         reviewed = self.done(t, "review")
@@ -270,12 +280,15 @@ class Loop:
         metrics = self.done(t, "evaluate").json("metrics")
         row = {"t": t, "checkpoint": "base" if t == 0 else f"iter-{t - 1:02d}/evolve/checkpoint", **metrics}
         if not last:
+            trained = self.done(t, "evolve").manifest["counts"]
             row |= {
                 "selected": self.done(t, "explore").manifest["counts"],
                 "routes": self.done(t, "annotate").json("routes")["routes"],
                 "verdicts": self.done(t, "review").json("stats")["verdicts"],
-                "dropped": self.done(t, "evolve").manifest["counts"]["dropped"],
-                "trained_on": self.done(t, "evolve").manifest["counts"]["trained_on"],
+                "dropped": {
+                    name.removeprefix("dropped_"): count for name, count in trained.items() if name.startswith("dropped_")
+                },
+                "trained_on": trained["trained_on"],
             }
         steps = {phase: self.done(t, phase) for phase in PHASES}
         row["seconds"] = {phase: step.manifest["seconds"] for phase, step in steps.items() if step is not None}

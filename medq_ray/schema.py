@@ -114,6 +114,22 @@ SCORE = pa.schema(
     ]
 )
 
+FAILURE = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("modality", pa.string()),
+        ("text", pa.string()),  # the question
+        ("expected", pa.string()),  # in words: the option, not its letter
+        ("given", pa.string()),  # the most frequent reply of the runs, in words
+        ("error_rate", pa.float64()),
+        ("capabilities", pa.list_(pa.string())),
+    ]
+)
+"""One member of the failure pool B."""
+
 PROTOTYPE = pa.schema(
     [
         ("prototype_id", pa.int32()),

@@ -57,8 +57,8 @@ def running_app(application: "Application", *, name: str, route_prefix: str, por
     from ray import serve
 
     address = start_serve(port)
-    serve.run(application, name=name, route_prefix=route_prefix)
     try:
+        serve.run(application, name=name, route_prefix=route_prefix)
         yield address + route_prefix.rstrip("/")
     finally:
         serve.delete(name)

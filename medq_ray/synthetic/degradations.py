@@ -6,6 +6,8 @@ from medq_ray.schema import SEVERITIES
 from medq_ray.synthetic import histology, magnetic, optics, tomography  # noqa: F401  importing registers the operators
 from medq_ray.synthetic.registry import OPERATORS, RANGES
 
+SMALLEST = 8
+
 __all__ = ["OPERATORS", "RANGES", "degrade", "to_uint8"]
 
 
@@ -21,6 +23,8 @@ def degrade(
 
     Raises ValueError for a cell that is not in the registry or a severity that does not fit.
     """
+    if min(image.shape[:2]) < SMALLEST:
+        raise ValueError(f"images of less than {SMALLEST} pixels a side cannot be degraded, got {image.shape}")
     if image.dtype == np.uint8:
         image = image.astype(np.float32) * np.float32(1 / 255)
     if severity not in SEVERITIES or (severity == "none") != (degradation == "none"):

@@ -102,14 +102,16 @@ class Sketch:
         self.image = Image.new("L", (size * OVERSAMPLE, size * OVERSAMPLE))
         self.draw = ImageDraw.Draw(self.image)
 
-    def polygon(self, points: np.ndarray, value: float) -> None:
-        """Fill the polygon of (n, 2) points with `value` in [0, 1]."""
-        self.draw.polygon(((points + 1) * self.scale).ravel().tolist(), fill=int(255 * value))
+    def polygons(self, outlines: np.ndarray, values: np.ndarray) -> None:
+        """Fill (n, corners, 2) outlines with `values` (n,) in [0, 1]."""
+        pixels = ((outlines + 1) * self.scale).reshape(len(outlines), -1).tolist()
+        for outline, value in zip(pixels, (255 * values).astype(int).tolist(), strict=True):
+            self.draw.polygon(outline, fill=value)
 
     def line(self, points: np.ndarray, width: float, value: float = 1.0) -> None:
         """A curve through (n, 2) points; width in the same units as the points."""
         pixels = max(1, round(width * self.scale))
-        self.draw.line(((points + 1) * self.scale).ravel().tolist(), fill=int(255 * value), width=pixels, joint="curve")
+        self.draw.line(((points + 1) * self.scale).ravel().tolist(), fill=int(255 * value), width=pixels)
 
     def field(self) -> np.ndarray:
         """What was drawn, (size, size) in [0, 1]."""

@@ -18,6 +18,7 @@ FLOOR = 1 / 255
 
 
 def density(image: np.ndarray) -> np.ndarray:
+    """Optical density of each channel."""
     return -np.log(np.clip(image, FLOOR, 1))
 
 
@@ -30,7 +31,7 @@ def blur(image, rng, sigma):
 @operator("histopathology", "exposure", mild={"stops": (0.85, 1.15)}, severe={"stops": (2.0, 2.6)})
 def exposure(image, rng, stops):
     """Lamp too weak, or too strong so that the background and pale tissue clip (drawn weaker: it clips sooner)."""
-    return exposed(image, 0.8 * stops if rng.random() < 0.5 else -stops)
+    return exposed(image, 0.6 * stops if rng.random() < 0.5 else -stops)
 
 
 @operator("histopathology", "stain", mild={"shift": (0.45, 0.60)}, severe={"shift": (1.0, 1.3)})
@@ -42,7 +43,8 @@ def stain(image, rng, shift):
     scale = np.exp(np.float32([sign * shift, -sign * shift, 0]) * np.float32([0.75, 0.85, 0]))
     mixed = STAINS + np.float32(0.10 * shift) * np.roll(STAINS, sign, axis=1) * np.float32([[1], [1], [0]])
     # a cross-stain: where one dye dominates, part of it binds where the other belongs
-    amounts[..., 0 if sign > 0 else 1] += np.float32(0.25 * shift) * np.clip(amounts[..., 1 if sign > 0 else 0], 0, None)
+    strong, weak = (0, 1) if sign > 0 else (1, 0)
+    amounts[..., strong] += np.float32(0.25 * shift) * np.clip(amounts[..., weak], 0, None)
     return np.clip(np.exp(-(amounts * scale) @ mixed), 0, 1).astype(np.float32)
 
 
@@ -52,16 +54,18 @@ def fold(image, rng, width):
     the densities of both layers add; the edges are darkest."""
     height, side = image.shape[:2]
     x, y = axes(height, side)
-    along, across = turned(x, y, rng.uniform(0, np.pi))
-    across = across - rng.uniform(-0.35, 0.35) + 0.10 * np.sin(along * rng.uniform(1.5, 3.0) + rng.uniform(0, 6))
+    layer = density(image)
+    tissue = np.cumsum(layer[..., 1].ravel() * (np.hypot(x, y) < 0.6).ravel() + 1e-6)
+    place = np.searchsorted(tissue, rng.random() * tissue[-1])  # a fold needs tissue: it passes through some
+    along, across = turned(x - x.flat[place], y - y.flat[place], rng.uniform(0, np.pi))
+    across = across + 0.10 * np.sin(along * rng.uniform(1.5, 3.0))
     across = (across + 0.03 * noise(rng, height, 6, 6, side)).astype(np.float32)
     half = width / 2 * (1 + 0.25 * np.sin(along * 2 + rng.uniform(0, 6)))
     band = step(half - np.abs(across), 0.04)[..., None]
     edge = np.exp(-(((np.abs(across) - half) / 0.022) ** 2))[..., None]
-    layer = density(image)
-    shift = (rng.integers(height // 5, height // 2), rng.integers(side // 5, side // 2))
-    above = np.roll(layer[::-1], shift, axis=(0, 1)) * np.float32(1.1) + np.float32(0.12)
-    return np.clip(np.exp(-(layer + band * above + edge * 0.35)), 0, 1).astype(np.float32)
+    shift = (rng.integers(height // 5, height // 2 + 1), rng.integers(side // 5, side // 2 + 1))
+    above = np.roll(layer[::-1], shift, axis=(0, 1)) * np.float32(1.1) + np.float32(0.15) * np.clip(layer / 0.3, 0, 1)
+    return np.clip(np.exp(-(layer + band * above + edge * np.clip(layer, 0.05, 0.35))), 0, 1).astype(np.float32)
 
 
 @operator("histopathology", "air_bubble", mild={"radius": (0.20, 0.27)}, severe={"radius": (0.52, 0.68)})

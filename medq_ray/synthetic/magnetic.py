@@ -30,7 +30,7 @@ def _magnitude(kspace: np.ndarray, swapped: bool) -> np.ndarray:
     return _rgb(grey.T if swapped else grey)
 
 
-@operator("mri", "blur", mild={"kept": (0.36, 0.44)}, severe={"kept": (0.18, 0.24)})
+@operator("mri", "blur", mild={"kept": (0.32, 0.39)}, severe={"kept": (0.16, 0.21)})
 def blur(image, rng, kept):
     """Only the inner `kept` share of k-space is sampled, with a short apodisation: lost detail and some Gibbs rings."""
     kspace = fft.fftshift(fft.fft2(_grey(image)))
@@ -50,7 +50,7 @@ def rician(image, rng, sigma):
 @operator(
     "mri",
     "motion",
-    mild={"shift": (0.010, 0.016), "moves": (3.0, 6.99)},
+    mild={"shift": (0.013, 0.019), "moves": (3.0, 6.99)},
     severe={"shift": (0.035, 0.055), "moves": (5.0, 9.99)},
 )
 def motion(image, rng, shift, moves):
@@ -87,11 +87,11 @@ def undersampling(image, rng, weight, centre):
     return _magnitude(kspace * boost[:, None].astype(np.float32), swapped)
 
 
-@operator("mri", "bias_field", mild={"span": (0.75, 1.0)}, severe={"span": (1.7, 2.3)})
+@operator("mri", "bias_field", mild={"span": (1.2, 1.5)}, severe={"span": (2.5, 3.2)})
 def bias_field(image, rng, span):
     """The coil's sensitivity: a smooth multiplicative field whose logarithm spans `span` over the image."""
     x, y = axes(*image.shape[:2])
     angle = rng.uniform(0, 2 * np.pi)
     field = np.cos(angle) * x + np.sin(angle) * y + 0.35 * noise(rng, image.shape[0], 2, 2, image.shape[1])
-    field = (field - field.min()) / (field.max() - field.min()) - 0.62
+    field = (field - field.min()) / (field.max() - field.min()) - 0.5
     return np.clip(image * np.exp(span * field)[..., None], 0, 1).astype(np.float32)

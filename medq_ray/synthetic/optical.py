@@ -26,12 +26,12 @@ def endoscopy(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     light = np.clip(radius / rng.uniform(0.35, 0.55), 0, 1) ** rng.uniform(0.9, 1.3) * (1.08 - 0.30 * radius)
     light = light * (0.80 + 0.30 * ridge - 0.38 * crease) + 0.03 * noise(rng, size, 5)
     base = np.array([rng.uniform(0.80, 0.95), rng.uniform(0.42, 0.58), rng.uniform(0.32, 0.46)], np.float32)
-    texture = 1 + 0.045 * noise(rng, size, size // 3) + 0.04 * noise(rng, size, size // 6)
+    texture = 1 + 0.06 * noise(rng, size, size // 2) + 0.05 * noise(rng, size, size // 5)
     image = np.clip(light * texture, 0.02, 1.2)[..., None] * base
     image[..., 0] += 0.03 * noise(rng, size, 4)
-    lines = np.abs(fractal(rng, size, int(rng.integers(5, 8)), 2, 0.5))
+    lines = np.abs(fractal(rng, size, int(rng.integers(6, 10)), 2, 0.5))
     vessels = step(0.055 - lines, 0.06) * step(noise(rng, size, 3) + rng.uniform(-0.2, 0.4), 0.8)
-    strength = np.float32(rng.uniform(0.25, 0.45))
+    strength = np.float32(rng.uniform(0.35, 0.6))
     image *= 1 - strength * vessels[..., None] * np.array([0.35, 1.0, 0.9], np.float32)
     anatomy = "colon"
     if rng.random() < 0.35:
@@ -107,13 +107,15 @@ def fundus(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     return image, anatomy
 
 
-def _nucleus(rng: np.random.Generator, at: np.ndarray, r: float, stretch: float, angle: float) -> np.ndarray:
-    """(10, 2) outline of a slightly irregular ellipse."""
-    t = np.arange(10) * (2 * np.pi / 10)
-    wobble = r * (1 + 0.12 * rng.standard_normal(10))
+def _draw_nuclei(rng: np.random.Generator, nuclei: Sketch, at: np.ndarray, r: float, stretch: float, angle) -> None:
+    """Slightly irregular ellipses of differing size and darkness around the (n, 2) points `at`, turned by `angle`
+    (n,)."""
+    t = np.arange(8) * (2 * np.pi / 8)
+    wobble = r * rng.uniform(0.8, 1.15, (len(at), 1)) * (1 + 0.10 * rng.standard_normal((len(at), 8)))
     px, py = wobble * np.cos(t) * stretch, wobble * np.sin(t) / stretch
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack([at[0] + px * cos - py * sin, at[1] + px * sin + py * cos], axis=1)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    outlines = np.stack([at[:, :1] + px * cos - py * sin, at[:, 1:] + px * sin + py * cos], axis=2)
+    nuclei.polygons(outlines, rng.uniform(0.55, 1.0, len(at)))
 
 
 def _scatter(rng: np.random.Generator, spacing: float) -> np.ndarray:
@@ -124,7 +126,7 @@ def _scatter(rng: np.random.Generator, spacing: float) -> np.ndarray:
 
 
 def _glands(rng: np.random.Generator, size: int, nuclei: Sketch, r: float):
-    """(epithelium, lumen) masks of round glands whose nuclei line them (drawn into `nuclei`), and their centres."""
+    """(epithelium, lumen, (n, 3) centres with radii) of round glands whose nuclei line them (drawn into `nuclei`)."""
     x, y = axes(size)
     bx, by = x + 0.05 * noise(rng, size, 4), y + 0.05 * noise(rng, size, 4)
     epithelium, lumen = np.zeros((2, size, size), np.float32)
@@ -133,11 +135,10 @@ def _glands(rng: np.random.Generator, size: int, nuclei: Sketch, r: float):
         a, b, angle = spacing * rng.uniform(0.33, 0.42), spacing * rng.uniform(0.33, 0.42), rng.uniform(0, 3)
         epithelium = np.maximum(epithelium, ellipse(bx, by, cx, cy, a, b, angle, 0.04))
         lumen = np.maximum(lumen, ellipse(bx, by, cx, cy, a * 0.42, b * 0.42, angle, 0.04))
-        count = int(2 * np.pi * a * 0.8 / (2.2 * r))
-        for t in np.linspace(0, 2 * np.pi, count, endpoint=False) + rng.uniform(0, 1):
-            u, v = a * 0.8 * np.cos(t), b * 0.8 * np.sin(t)
-            at = np.array([cx + u * np.cos(angle) - v * np.sin(angle), cy + u * np.sin(angle) + v * np.cos(angle)])
-            nuclei.polygon(_nucleus(rng, at, r, 1.35, t + angle), rng.uniform(0.65, 1.0))
+        t = np.linspace(0, 2 * np.pi, int(2 * np.pi * a * 0.8 / (2.2 * r)), endpoint=False) + rng.uniform(0, 1)
+        u, v = a * 0.8 * np.cos(t), b * 0.8 * np.sin(t)
+        ring = np.stack(turned(u, v, -angle), axis=1) + [cx, cy]
+        _draw_nuclei(rng, nuclei, ring, r, 1.3, t + angle)
         centres.append((cx, cy, max(a, b)))
     return epithelium, lumen, np.array(centres)
 
@@ -145,10 +146,10 @@ def _glands(rng: np.random.Generator, size: int, nuclei: Sketch, r: float):
 def histopathology(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     """An H&E tile: glands, cellular tissue or fibrous stroma, built as optical densities of the two stains."""
     anatomy = ("glandular tissue", "cellular tissue", "fibrous stroma")[rng.integers(3)]
-    r, direction = rng.uniform(0.030, 0.042), rng.uniform(0, np.pi)
-    nuclei, lumen = Sketch(size), np.zeros((size, size), np.float32)
-    fibres = noise(rng, size, 5, size // 4) if rng.random() < 0.5 else noise(rng, size, size // 4, 5)
-    direction = 0.0 if fibres is None else direction
+    nuclei, lumen, r = Sketch(size), np.zeros((size, size), np.float32), rng.uniform(0.030, 0.042)
+    upright = rng.random() < 0.5
+    fibres = noise(rng, size, 5, size // 4) if upright else noise(rng, size, size // 4, 5)
+    direction = np.pi / 2 if upright else 0.0
     eosin = 0.42 + 0.09 * fibres + 0.07 * fractal(rng, size, 8, 3, 0.7)
     spacing, stretch, glands = r * rng.uniform(5.5, 8.0), 1.7, np.zeros((0, 3))
     if anatomy == "glandular tissue":
@@ -160,11 +161,11 @@ def histopathology(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str
     else:
         cracks = np.abs(noise(rng, size, 4, 12))
         lumen = step(0.10 - cracks, 0.1) * step(noise(rng, size, 3), 0.6)
-    for at in _scatter(rng, spacing):
-        if len(glands) and (np.hypot(*(glands[:, :2] - at).T) < glands[:, 2]).any():
-            continue
-        angle = direction + rng.normal(0, 0.4)
-        nuclei.polygon(_nucleus(rng, at, r * rng.uniform(0.75, 1.2), stretch, angle), rng.uniform(0.55, 1.0))
+    at = _scatter(rng, spacing)
+    if len(glands):
+        between = np.hypot(at[:, None, 0] - glands[:, 0], at[:, None, 1] - glands[:, 1]) > glands[:, 2]
+        at = at[between.all(axis=1)]
+    _draw_nuclei(rng, nuclei, at, r, stretch, direction + rng.normal(0, 0.4, len(at)))
     blue = nuclei.field() * (1 - 0.9 * lumen)
     blue *= 1 + 0.25 * noise(rng, size, size // 3)
     tissue = 1 - lumen

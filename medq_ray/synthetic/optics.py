@@ -43,13 +43,15 @@ def blur(image, rng, sigma):
     return gaussian(image, sigma * _side(image))
 
 
-@operator("endoscopy", "exposure", mild={"stops": (1.0, 1.35)}, severe={"stops": (2.3, 3.0)})
+@operator("endoscopy", "exposure", mild={"stops": (1.2, 1.6)}, severe={"stops": (2.6, 3.3)})
 def endoscopy_exposure(image, rng, stops):
+    """The automatic gain fails: too close to the wall, or too far from it."""
     return _exposure(image, rng, stops)
 
 
-@operator("fundus", "exposure", mild={"stops": (0.9, 1.25)}, severe={"stops": (2.2, 2.9)})
+@operator("fundus", "exposure", mild={"stops": (1.1, 1.45)}, severe={"stops": (2.4, 3.1)})
 def fundus_exposure(image, rng, stops):
+    """The flash was too strong or too weak."""
     return _exposure(image, rng, stops)
 
 
@@ -101,7 +103,7 @@ def bubbles(image, rng, count, radius):
     return np.clip(result, 0, 1).astype(np.float32)
 
 
-@operator("endoscopy", "smoke", mild={"density": (0.38, 0.48)}, severe={"density": (0.72, 0.86)})
+@operator("endoscopy", "smoke", mild={"density": (0.32, 0.42)}, severe={"density": (0.64, 0.78)})
 def smoke(image, rng, density):
     """Surgical smoke: a grey veil with drifting swirls, I = J t + A (1 - t) (Koschmieder's law)."""
     swirl = 0.6 * _noise(rng, image, 3) + 0.4 * _noise(rng, image, 7)
@@ -132,9 +134,9 @@ def haze(image, rng, veil):
     return np.clip(soft + inside * t * (milk - soft), 0, 1).astype(np.float32)
 
 
-@operator("fundus", "color_distortion", mild={"shift": (0.26, 0.34)}, severe={"shift": (0.62, 0.80)})
+@operator("fundus", "color_distortion", mild={"shift": (0.22, 0.30)}, severe={"shift": (0.52, 0.68)})
 def color_distortion(image, rng, shift):
     """A wrong white balance: gains that pull the image towards green, blue, magenta or yellow."""
-    casts = np.array([[-0.75, 0.65, 0.1], [-0.7, 0.1, 1.1], [0.0, -0.6, 1.2], [-0.35, 0.8, -0.9]])
+    casts = np.array([[-0.75, 0.65, 0.1], [-0.7, 0.1, 1.1], [0.1, -0.8, 1.6], [-0.35, 0.8, -0.9]])
     cast = casts[rng.integers(len(casts))] * shift + rng.normal(0, 0.03, 3)
     return np.clip(image * np.exp(cast).astype(np.float32), 0, 1)

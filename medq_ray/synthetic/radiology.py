@@ -25,10 +25,10 @@ def _warped(rng: np.random.Generator, size: int, amount: float, angle: float):
 
 def _cortex(rng: np.random.Generator, size: int, radius: np.ndarray):
     """(sulci, grey matter) masks: the zero lines of a noise field are sulci, the band around them is cortex."""
-    lines = np.abs(fractal(rng, size, int(rng.integers(7, 11)), 2, 0.35))
+    lines = np.abs(fractal(rng, size, int(rng.integers(11, 15)), 2, 0.3))
     depth = step(radius - rng.uniform(0.52, 0.62), 0.18)
-    sulci = step(0.13 - lines, 0.16) * depth
-    ribbon = np.maximum(step(0.42 - lines, 0.2) * depth, step(radius - 0.90, 0.05))
+    sulci = step(0.20 - lines, 0.2) * depth
+    ribbon = np.maximum(step(0.62 - lines, 0.25) * depth, step(radius - 0.90, 0.05))
     return sulci, ribbon
 
 
@@ -37,7 +37,7 @@ def mri_brain(rng: np.random.Generator, size: int) -> np.ndarray:
     contrast = list(BRAIN_CONTRASTS)[rng.integers(len(BRAIN_CONTRASTS))]
     fat, bone, csf, grey, white, deep = (v * rng.uniform(0.93, 1.05) for v in BRAIN_CONTRASTS[contrast])
     x, y = _warped(rng, size, 0.018, 0.2)
-    a, b = rng.uniform(0.64, 0.74), rng.uniform(0.78, 0.88)
+    a, b = rng.uniform(0.70, 0.80), rng.uniform(0.85, 0.93)
     image = np.full((size, size), 0.02, np.float32)
     over(image, ellipse(x, y, 0, 0, a, b), fat)
     over(image, ellipse(x, y, 0, 0, a - 0.06, b - 0.06), bone)
@@ -109,7 +109,7 @@ def _ct_texture(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def ct_head(rng: np.random.Generator, size: int) -> np.ndarray:
     """Axial head in a brain window: thick bright skull, faint grey and white matter, dark ventricles."""
     x, y = _warped(rng, size, 0.015, 0.2)
-    a, b, thick = rng.uniform(0.62, 0.72), rng.uniform(0.76, 0.86), rng.uniform(0.06, 0.09)
+    a, b, thick = rng.uniform(0.68, 0.78), rng.uniform(0.82, 0.92), rng.uniform(0.06, 0.09)
     image = np.zeros((size, size), np.float32)
     over(image, ellipse(x, y, 0, 0, a, b), 0.42)
     over(image, ellipse(x, y, 0, 0, a - 0.045, b - 0.045), rng.uniform(0.92, 1.0))
@@ -135,12 +135,12 @@ def ct_head(rng: np.random.Generator, size: int) -> np.ndarray:
 def _trunk(rng: np.random.Generator, size: int, muscle: float):
     """(image, x, y, a, b): skin, subcutaneous fat and muscle wall of an axial trunk lying on the back."""
     x, y = _warped(rng, size, 0.02, 0.06)
-    a, b, fat = rng.uniform(0.82, 0.92), rng.uniform(0.58, 0.70), rng.uniform(0.05, 0.12)
+    a, b, fat = rng.uniform(0.86, 0.94), rng.uniform(0.64, 0.76), rng.uniform(0.05, 0.12)
     image = np.zeros((size, size), np.float32)
     over(image, ellipse(x, y, 0, 0, a, b), 0.40)
     over(image, ellipse(x, y, 0, 0, a - 0.02, b - 0.02), 0.18)
     over(image, ellipse(x, y, 0, 0, a - fat, b - fat), muscle)
-    table = step(0.012 - np.abs(axes(size)[1] - 0.86 - 0.08 * axes(size)[0] ** 2), 0.015)
+    table = step(0.012 - np.abs(axes(size)[1] - 0.90 - 0.08 * axes(size)[0] ** 2), 0.015)
     over(image, table, 0.22)
     return image, x, y, a - fat, b - fat
 
@@ -193,7 +193,7 @@ def ct_chest(rng: np.random.Generator, size: int) -> np.ndarray:
     radius = np.sqrt((x / a) ** 2 + (y / b) ** 2)
     ribs = step(np.sin(angle * rng.integers(8, 12) + rng.uniform(0, 6)) - 0.1, 0.6)
     over(image, ribs * step(0.04 - np.abs(radius - 0.90), 0.04), bright)
-    tips = fractal(rng, size, 14, 2, 0.6)
+    tips = noise(rng, size, 22)
     lung_grey, lungs = rng.uniform(0.06, 0.13), np.zeros_like(image)
     for side in (-1, 1):
         width = rng.uniform(0.27, 0.31) - (0.04 if side > 0 else 0)
@@ -201,7 +201,7 @@ def ct_chest(rng: np.random.Generator, size: int) -> np.ndarray:
     fine = 0.03 * noise(rng, size, size // 3)
     over(image, lungs, lung_grey + fine)
     hilum = np.exp(-4 * np.abs(np.abs(x) - 0.2) - 3 * np.abs(y))
-    vessels = step(tips - 1.9 + 1.3 * hilum, 0.35) * lungs
+    vessels = step(tips - 2.0 + 1.4 * hilum, 0.6) * lungs
     over(image, vessels, 0.5)
     heart = ellipse(x, y, rng.uniform(0.06, 0.13), -0.14, rng.uniform(0.26, 0.32), rng.uniform(0.20, 0.26), 0.45)
     over(image, heart, rng.uniform(0.56, 0.62))

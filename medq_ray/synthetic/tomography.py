@@ -32,7 +32,8 @@ class Projector:
         angles = np.arange(self.views) * (np.pi / self.views)
         x, y = axes(n)
         self.angles = angles
-        place = (x.ravel()[:, None] * np.cos(angles) + y.ravel()[:, None] * np.sin(angles)) * (n / 2) + (self.bins - 1) / 2
+        across = x.ravel()[:, None] * np.cos(angles) + y.ravel()[:, None] * np.sin(angles)
+        place = across * (n / 2) + (self.bins - 1) / 2
         low = np.floor(place).astype(np.int32)
         upper = (place - low).astype(np.float32)
         columns = low + np.arange(self.views, dtype=np.int32) * self.bins
@@ -58,13 +59,13 @@ class Projector:
         """FBP: (views, bins) -> (n, n)."""
         spectrum = fft.rfft(sinogram.astype(np.float32), self.padded, axis=1) * self.ramp
         filtered = fft.irfft(spectrum, self.padded, axis=1)[:, : self.bins]
-        return (self.back @ np.ascontiguousarray(filtered, np.float32).ravel()).reshape(self.n, self.n) * np.float32(
-            np.pi / self.views
-        )
+        smeared = self.back @ np.ascontiguousarray(filtered, np.float32).ravel()
+        return smeared.reshape(self.n, self.n) * np.float32(np.pi / self.views)
 
 
 @lru_cache(maxsize=2)
 def projector(n: int) -> Projector:
+    """The projector of (n, n) images, built once a process (0.3 s and 25 MB at n = 112)."""
     return Projector(n)
 
 
@@ -98,14 +99,14 @@ def _display(difference: np.ndarray, system: Projector) -> np.ndarray:
     return system.reconstruct(difference) * np.float32(WATER / MU_WATER * system.n / FIELD_CM)
 
 
-@operator("ct", "blur", mild={"sigma": (0.0085, 0.0105)}, severe={"sigma": (0.0190, 0.0250)})
+@operator("ct", "blur", mild={"sigma": (0.0080, 0.0100)}, severe={"sigma": (0.0155, 0.0200)})
 def blur(image, rng, sigma):
     """Focal spot and detector blur: the same Gaussian along every projection is, by the central slice theorem, a
     Gaussian on the image."""
     return gaussian(image, sigma * min(image.shape[:2]))
 
 
-@operator("ct", "noise", mild={"log_photons": (11.0, 11.5)}, severe={"log_photons": (8.8, 9.4)})
+@operator("ct", "noise", mild={"log_photons": (8.7, 9.1)}, severe={"log_photons": (6.8, 7.3)})
 def low_dose(image, rng, log_photons):
     """Poisson photon counts of a tube current of exp(log_photons) photons a ray: grain, and streaks where rays
     starve."""
@@ -121,7 +122,7 @@ def low_dose(image, rng, log_photons):
 @operator(
     "ct",
     "metal",
-    mild={"radius": (0.012, 0.016), "hardening": (0.35, 0.45)},
+    mild={"radius": (0.012, 0.016), "hardening": (0.50, 0.60)},
     severe={"radius": (0.026, 0.036), "hardening": (0.65, 0.85)},
 )
 def metal(image, rng, radius, hardening):
@@ -153,7 +154,7 @@ def step_disc(n: int, row: float, column: float, radius: float) -> np.ndarray:
     return np.clip(radius + 0.5 - distance, 0, 1)
 
 
-@operator("ct", "ring", mild={"gain": (0.016, 0.022)}, severe={"gain": (0.050, 0.070)})
+@operator("ct", "ring", mild={"gain": (0.14, 0.17)}, severe={"gain": (0.32, 0.42)})
 def ring(image, rng, gain):
     """A few detector pixels have wrong gains, the same in every view: rings around the axis of rotation."""
     side = max(image.shape[:2])

@@ -1,0 +1,150 @@
+"""`medq`: the command line. Errors are one line that says what to do; `medq --debug ...` shows the traceback."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from medq_ray import __version__, config, recipes
+
+RUN_DIR = click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where the run lives.")
+SET = click.option("--set", "assignments", multiple=True, metavar="SECTION.FIELD=VALUE", help="Change one setting.")
+
+
+class UserError(click.ClickException):
+    """One line on standard error, exit code 1."""
+
+    def show(self, file=None) -> None:
+        click.echo(f"error: {self.message}", file=file or sys.stderr)
+
+
+class Commands(click.Group):
+    """Turns the errors that users can mend into one line, unless --debug is given."""
+
+    def invoke(self, ctx: click.Context):
+        from medq_ray.model.chat import EndpointError
+
+        try:
+            return super().invoke(ctx)
+        except (ValueError, EndpointError, FileNotFoundError, PermissionError) as error:
+            if ctx.params.get("debug"):
+                raise
+            raise UserError(" ".join(str(error).split())) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Find where a vision-language model fails at medical image quality, and train it on look-alikes of that."""
+
+
+@main.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@SET
+def demo(run_dir: Path, seed: int, assignments: tuple[str, ...]) -> None:
+    """One closed loop on the embedded models and a synthetic world: no GPU, no account, about ten minutes.
+
+    Example:  medq demo --run-dir runs/seed-1 --seed 1
+    """
+    start(config.override(recipes.build("demo", seed), list(assignments)), run_dir)
+
+
+@main.command()
+@click.option("--recipe", help=f"One of: {', '.join(sorted(recipes.RECIPES))}.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A YAML file such as a run's run.yaml.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Seed of everything that draws.")
+@RUN_DIR
+@SET
+def run(recipe: str | None, config_path: Path | None, seed: int | None, run_dir: Path, assignments: tuple) -> None:
+    """Run the loop, or finish it where it was killed.
+
+    Example:  medq run --recipe demo --set world.path=w --run-dir runs/w
+    """
+    if (recipe is None) == (config_path is None):
+        raise ValueError("give either --recipe or --config")
+    chosen = recipes.build(recipe) if recipe is not None else config.load(config_path)
+    if seed is not None:
+        chosen = config.override(chosen, [f"seed={seed}"])
+    start(config.override(chosen, list(assignments)), run_dir)
+
+
+def start(chosen: config.Config, run_dir: Path) -> None:
+    """Run the loop, write its report and print the table. Also what `jobs/run_loop.py` calls."""
+    from medq_ray import loop
+    from medq_ray.report import iteration_table, write_report
+
+    click.echo(f"medq_ray {__version__}: recipe {chosen.recipe}, seed {chosen.seed}, run directory {run_dir}")
+    click.echo(f"the engines' own messages go to {run_dir / loop.LOG}")
+    summary = loop.run(chosen, run_dir)
+    path = write_report(run_dir)
+    click.echo("\n" + iteration_table(summary))
+    click.echo(f"\nreport: {path}")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--images", type=click.IntRange(min=30), required=True, help="Pool, dev and test images together.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--size", type=click.IntRange(56, 1024), default=112, show_default=True, help="Side in pixels.")
+@click.option("--base", type=click.Path(path_type=Path), help="Degrade the real clean images found there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def synth(out: Path, images: int, seed: int, size: int, base: Path | None, as_json: bool) -> None:
+    """Write a synthetic world: images of five modalities with known degradations, and questions about them.
+
+    Example:  medq synth w --images 600 --seed 7 --base my_clean_images
+    """
+    from medq_ray.console import progress
+    from medq_ray.synthetic.world import write_world
+
+    with progress(images, "synth") as bar:
+        summary = write_world(out, images, seed, size=size, base=base, progress=bar.update)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        for key, value in summary.items():
+            click.echo(f"{key}: {value}")
+
+
+@main.group()
+def serve() -> None:
+    """Serve a model over HTTP."""
+
+
+@serve.command("vlm")
+@click.option("--checkpoint", default="embedded", show_default=True, help="A Hugging Face folder, or 'embedded'.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
+def serve_vlm(checkpoint: str, port: int) -> None:
+    """Serve a checkpoint with images over the OpenAI protocol until Ctrl-C.
+
+    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint
+    """
+    from medq_ray.config import Engine
+    from medq_ray.model.deploy import resolve_checkpoint, serve_forever
+
+    serve_forever(resolve_checkpoint(checkpoint), port, Engine())
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table.")
+def report(run_dir: Path, as_json: bool) -> None:
+    """Write RUN_DIR/report.html again and print the table.
+
+    Example:  medq report runs/demo
+    """
+    from medq_ray.artifacts import read_json
+    from medq_ray.report import iteration_table, write_report
+
+    if not (run_dir / "summary.json").exists():
+        raise ValueError(f"{run_dir} holds no summary.json yet: no iteration has finished there")
+    summary = read_json(run_dir / "summary.json")
+    path = write_report(run_dir)
+    click.echo(json.dumps(summary, indent=1) if as_json else iteration_table(summary))
+    click.echo(f"report: {path}", err=as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Annotations in, a better checkpoint out: curate, fine-tune, export (paper Sec. 2.4).
+
+Everything under `folder/scratch` belongs to a fine-tuning that is still running: the same call after a kill goes on
+from its last complete epoch. It is deleted once the checkpoint is exported.
+"""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+
+from medq_ray.artifacts import SCRATCH, write_table
+from medq_ray.config import Config
+from medq_ray.evolve.curate import curate
+from medq_ray.evolve.sft import fine_tune
+from medq_ray.schema import DROP, SAMPLE
+
+
+def evolve(
+    folder: Path,
+    *,
+    config: Config,
+    iteration: int,
+    questions: pa.Table,
+    annotations: pa.Table,
+    verdicts: pa.Table,
+    earlier: pa.Table | None,
+    images: pa.Table,
+    checkpoint: Path,
+    held_out: set[str],
+) -> dict:
+    """Fine-tune `checkpoint` on this iteration's curated samples and all earlier ones.
+
+    questions, annotations, verdicts: QUESTION, ANNOTATION, VERDICT of this iteration. earlier: SAMPLE of all earlier
+    iterations. images: image_id, phash, sharpness and noise of at least every image asked about. held_out: image ids
+    of dev and test. Needs a running Ray. Writes new.parquet, dropped.parquet, train/samples.parquet, metrics.jsonl
+    and checkpoint/. Equal inputs give equal bytes, with any number of kills in between.
+
+    Returns the counts of samples and drops, the seconds and the samples/s of the training. Raises ValueError when
+    nothing is left to train on, and what `fine_tune` raises.
+    """
+    new, dropped = curate(
+        questions,
+        annotations,
+        verdicts,
+        images,
+        earlier=earlier,
+        held_out=held_out,
+        settings=config.evolve,
+        iteration=iteration,
+    )
+    samples = new if earlier is None else pa.concat_tables([earlier.cast(SAMPLE), new]).sort_by("question_id")
+    write_table(folder / "new.parquet", new, SAMPLE)
+    write_table(folder / "dropped.parquet", dropped, DROP)
+    if not samples.num_rows:
+        raise ValueError(
+            f"{folder / 'new.parquet'}: no sample to train on; all {annotations.num_rows} annotations were dropped, "
+            f"for the reasons in {folder / 'dropped.parquet'}"
+        )
+    assert len(set(samples["question_id"].to_pylist())) == samples.num_rows, "a question was trained on twice"
+    write_table(folder / "train" / "samples.parquet", samples, SAMPLE)
+    speed = fine_tune(
+        folder, samples=folder / "train" / "samples.parquet", checkpoint=checkpoint, config=config, iteration=iteration
+    )
+    shutil.rmtree(folder / SCRATCH)
+    drops = Counter(dropped["step"].to_pylist())
+    return {
+        "new": new.num_rows,
+        "trained_on": samples.num_rows,
+        "dropped": dropped.num_rows,
+        **{f"dropped_{step}": count for step, count in sorted(drops.items())},
+        **speed,
+    }

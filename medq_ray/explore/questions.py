@@ -1,0 +1,88 @@
+"""Questions about selected images, aimed at the weakness that selected them, without knowing the truth.
+
+Each image gets a hypothesis: a degradation and a severity drawn from its prototype's capability mixture. It decides
+what is asked and which capabilities the question counts for; the annotators decide what is true.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from medq_ray import questions as ask
+from medq_ray.schema import DEGRADATIONS, EVERYDAY, QUESTION, SEVERITIES
+
+
+def drawn(mixture: dict[str, float], axis: str, values: Sequence[str], rng: np.random.Generator) -> str:
+    """One of `values`, by the mixture's shares of '{axis}:{value}', uniformly where it has none of them."""
+    shares = np.array([mixture.get(f"{axis}:{value}", 0.0) for value in values])
+    total = shares.sum()
+    return values[rng.choice(len(values), p=shares / total if total > 0 else None)]
+
+
+def hypothesis(mixture: dict[str, float], modality: str, rng: np.random.Generator) -> tuple[str, str]:
+    """(degradation, severity) to ask about; an empty mixture (a random draw) makes all of the modality as likely."""
+    degradation = drawn(mixture, "degradation", ("none", *DEGRADATIONS[modality]), rng)
+    return degradation, "none" if degradation == "none" else drawn(mixture, "severity", SEVERITIES[1:], rng)
+
+
+def question(kind: str, modality: str, degradation: str, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+    """(scope, text, options) of one question under a hypothesis.
+
+    Half of the yes/no questions and half of the how questions are general. A specific yes/no question asks about
+    the hypothesis or, as often, about another degradation of the modality: 'Yes' must not always be right.
+    """
+    others = [name for name in DEGRADATIONS[modality] if name != degradation]
+    general = bool(rng.random() < 0.5)
+    if kind == "yes_no":
+        other = degradation == "none" or rng.random() < 0.5
+        asked = others[rng.integers(len(others))] if other else degradation
+        text, options = ask.yes_no(modality, None if general else asked)
+        return scope_of("none" if general else asked), text, options
+    if kind == "what":
+        text, options = ask.what(modality, ask.offered_with(modality, degradation, rng), rng)
+        return scope_of(degradation), text, options
+    if kind == "how":
+        return scope_of(degradation), *ask.how(modality, general, rng)
+    assert kind == "description", kind
+    return scope_of(degradation), ask.description(modality), []
+
+
+def scope_of(degradation: str) -> str:
+    return "general" if degradation == "none" or degradation in EVERYDAY else "specific"
+
+
+def questions(selection: pa.Table, prototypes: pa.Table, *, kinds: Sequence[str], seed: int) -> pa.Table:
+    """schema.QUESTION, one of each kind for each selected image, answers empty; sorted by question_id.
+
+    selection: schema.SELECTION; prototypes: schema.PROTOTYPE. Draws depend on the seed and the image only, so the
+    order of rows does not matter.
+    """
+    mixtures = {
+        prototype: dict(mixture)
+        for prototype, mixture in zip(
+            prototypes["prototype_id"].to_pylist(), prototypes["capabilities"].to_pylist(), strict=True
+        )
+    }
+    rows = []
+    for image in selection.to_pylist():
+        name, modality = image["image_id"], image["modality"]
+        rng = np.random.default_rng(np.random.SeedSequence([seed, int(name[:8], 16), int(name[8:], 16)]))
+        degradation, severity = hypothesis(mixtures.get(image["prototype_id"], {}), modality, rng)
+        for kind in kinds:
+            scope, text, options = question(kind, modality, degradation, rng)
+            rows.append(
+                {
+                    "question_id": f"{name}-{kind}",
+                    "image_id": name,
+                    "uri": image["uri"],
+                    "kind": kind,
+                    "scope": scope,
+                    "modality": modality,
+                    "text": text,
+                    "options": options,
+                    "answer": "",
+                    "capabilities": ask.capabilities(kind, modality, degradation, severity),
+                }
+            )
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["question_id"]), schema=QUESTION)

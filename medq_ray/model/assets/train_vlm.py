@@ -1,0 +1,233 @@
+"""Trains the embedded base model from scratch: `python -m medq_ray.model.assets.train vlm`.
+
+The base starts where real ones start: competent on modalities and everyday degradations, blind to the
+modality-specific ones, which no training image shows. Their names occur now and then as wrong options, so that the
+wording is known; rarely, because a model that reads them only as wrong learns 'never' instead of 'not yet'.
+
+Two stages, as real models have them: the vision tower and projector learn to tell the everyday cells apart (a linear
+head, thrown away), then the whole model learns to answer, one question of each kind for every image.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from medq_ray import questions
+from medq_ray.model import tiny
+from medq_ray.model.assets.corpus import Drawn
+from medq_ray.model.assets.optimise import batches, optimise, share_of
+from medq_ray.model.prompts import render
+from medq_ray.schema import DEGRADATIONS, EVERYDAY, KINDS, PERCEPTION_KINDS
+
+SPECIFIC_WORDING = 0.3
+"""Share of 'what' questions that offer modality-specific names (always wrong here)."""
+DESCRIPTION_WEIGHT = 0.25
+"""Weight of a description's token beside a letter's: descriptions are long and mostly boilerplate."""
+
+
+def training_question(row: Drawn, kind: str, rng: np.random.Generator) -> tuple[str, str]:
+    """(prompt, answer) about a clean image or one with an everyday degradation."""
+    modality, degradation, severity, _ = row
+    if kind == "description":
+        return questions.description(modality), questions.describe(modality, degradation, severity)
+    if kind == "yes_no":
+        asked = None
+        if rng.random() < 0.5:
+            usual = [name for name in DEGRADATIONS[modality] if name in EVERYDAY]
+            others = [name for name in EVERYDAY if name != degradation]
+            specific = [name for name in DEGRADATIONS[modality] if name not in EVERYDAY]
+            luck = rng.random()
+            if luck < 0.45 and degradation != "none":
+                asked = degradation
+            elif luck < 0.9:
+                names = usual if degradation == "none" else others
+                asked = names[rng.integers(len(names))]
+            else:
+                asked = specific[rng.integers(len(specific))]
+        text, options = questions.yes_no(modality, asked)
+    elif kind == "what":
+        if rng.random() < SPECIFIC_WORDING:
+            include = degradation if rng.random() < 0.9 else "none"
+            offered = questions.offered_with(modality, include, rng)
+        else:
+            offered = list(EVERYDAY)
+        text, options = questions.what(modality, offered, rng)
+    else:
+        text, options = questions.how(modality, bool(rng.random() < 0.5), rng)
+    return render(text, options), questions.gold_letter(kind, text, options, degradation, severity)
+
+
+def test_question(row: Drawn, kind: str, rng: np.random.Generator) -> tuple[str, int, str]:
+    """(prompt, number of options, gold letter) as a world asks: general and specific by turns, the truth offered."""
+    modality, degradation, severity, _ = row
+    general = bool(rng.random() < 0.5)
+    if kind == "yes_no":
+        name = degradation if degradation != "none" and rng.random() < 0.5 else rng.choice(DEGRADATIONS[modality])
+        text, options = questions.yes_no(modality, None if general else str(name))
+    elif kind == "what":
+        text, options = questions.what(modality, questions.offered_with(modality, degradation, rng), rng)
+    else:
+        text, options = questions.how(modality, general, rng)
+    letter = questions.gold_letter(kind, text, options, degradation, severity)
+    return render(text, options), len(options), letter
+
+
+class Turns:
+    """Tokenised chat turns of one image each, with the image's place held by IMAGE_TOKENS tokens."""
+
+    def __init__(self, processor):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.prompt = lru_cache(maxsize=None)(self._prompt)
+        self.answer = lru_cache(maxsize=None)(self._answer)
+
+    def _prompt(self, prompt: str) -> list[int]:
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        text = self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        held = f"<img>{'<IMG_CONTEXT>' * tiny.IMAGE_TOKENS}</img>"
+        return self.tokenizer(text.replace("<IMG_CONTEXT>", held)).input_ids
+
+    def _answer(self, answer: str) -> list[int]:
+        return self.tokenizer(answer + tiny.END).input_ids
+
+    def batch(self, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, weights), both (N, L) and padded on the right; weights are of predicting ids, 0 outside answers."""
+        prompts, answers = [self.prompt(p) for p, _ in pairs], [self.answer(a) for _, a in pairs]
+        length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        ids = np.full((len(pairs), length), self.tokenizer.pad_token_id)
+        weights = np.zeros((len(pairs), length), np.float32)
+        for i, (p, a) in enumerate(zip(prompts, answers, strict=True)):
+            ids[i, : len(p) + len(a)] = p + a
+            weights[i, len(p) : len(p) + len(a)] = 1.0 if len(a) == 2 else DESCRIPTION_WEIGHT
+        return torch.from_numpy(ids), torch.from_numpy(weights)
+
+
+def pixels_of(images: np.ndarray) -> torch.Tensor:
+    """uint8 (N, H, W, 3) -> what the processor makes of it, float32 (N, 3, H, W)."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - tiny.MEAN) / tiny.STD
+
+
+def image_tokens(model, pixels: torch.Tensor) -> torch.Tensor:
+    """(N, IMAGE_TOKENS, WIDTH)."""
+    return model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+
+
+def hidden_states(model, tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """(N, L, WIDTH) of N sequences about len(tokens) images, N / len(tokens) of them in a row for each image.
+
+    Padding is on the right and attention is causal, so no mask is needed.
+    """
+    held = (ids == model.config.image_token_id)[..., None]
+    repeated = tokens.repeat_interleave(len(ids) // len(tokens), 0).float()
+    embedded = model.get_input_embeddings()(ids).masked_scatter(held, repeated)
+    return model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+
+
+def answer_loss(model, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted cross entropy of the answer tokens."""
+    rows, columns = torch.nonzero(weights, as_tuple=True)
+    logits = model.lm_head(hidden_states(model, tokens, ids[:, :-1])[rows, columns - 1])
+    weights = weights[rows, columns]
+    return (F.cross_entropy(logits, ids[rows, columns], reduction="none") * weights).sum() / weights.sum()
+
+
+def load(images: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Pixels of a batch, each image mirrored with probability a half."""
+    picked = images[np.sort(rows)][np.argsort(np.argsort(rows))]
+    mirrored = rng.random(len(rows)) < 0.5
+    picked[mirrored] = picked[mirrored, :, ::-1]
+    return pixels_of(picked)
+
+
+def learn_to_see(model, images: np.ndarray, plan: list[Drawn], steps: int, seed: int) -> None:
+    """Stage 1: vision tower and projector tell (modality, degradation, severity) apart through a linear head."""
+    rng = np.random.default_rng([seed, 1])
+    cells = sorted({row[:3] for row in plan})
+    labels = torch.tensor([cells.index(row[:3]) for row in plan])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = torch.nn.Sequential(torch.nn.LayerNorm(tiny.WIDTH), torch.nn.Linear(tiny.WIDTH, len(cells)))
+    parts = [model.model.vision_tower, model.model.multi_modal_projector, head]
+    queue = list(batches(len(plan), 64, steps, rng))
+    draws = np.random.default_rng([seed, 1, share_of().start])
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows = queue[step][share_of()]
+        tokens = image_tokens(model, load(images, rows, draws))
+        return F.cross_entropy(head(tokens.mean(1)), labels[rows])
+
+    optimise([p for part in parts for p in part.parameters()], loss_of, steps, 1e-3, "see")
+
+
+def learn_to_answer(model, turns: Turns, images: np.ndarray, plan: list[Drawn], steps: int, seed: int) -> None:
+    """Stage 2: all parameters, 16 images a step with one question of each kind, loss on answer tokens only."""
+    rng = np.random.default_rng([seed, 2])
+    queue = list(batches(len(plan), 16, steps, rng))
+    draws = np.random.default_rng([seed, 2, share_of().start])
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows = queue[step][share_of()]
+        pairs = [training_question(plan[i], kind, draws) for i in rows for kind in KINDS]
+        return answer_loss(model, image_tokens(model, load(images, rows, draws)), *turns.batch(pairs))
+
+    optimise(list(model.parameters()), loss_of, steps, 1e-3, "answer")
+
+
+@torch.no_grad()
+def verdicts(model, turns: Turns, images: np.ndarray, plan: list[Drawn], seed: int = 0) -> list[tuple[Drawn, str, bool]]:
+    """(row, kind, right) of every perception question on every image, by the greedy first token."""
+    rng = np.random.default_rng([seed, 3])
+    letters = np.array([turns.answer(letter)[0] for letter in questions.LETTERS])
+    model.eval()
+    results = []
+    for start in range(0, len(plan), 60):
+        rows = plan[start : start + 60]
+        tokens = image_tokens(model, pixels_of(np.array(images[start : start + 60])))
+        for kind in PERCEPTION_KINDS:
+            asked = [test_question(row, kind, rng) for row in rows]
+            ids, weights = turns.batch([(prompt, gold) for prompt, _, gold in asked])
+            last = (weights > 0).float().argmax(1) - 1
+            logits = model.lm_head(hidden_states(model, tokens, ids)[torch.arange(len(rows)), last])
+            for row, (_, _, gold), best in zip(rows, asked, logits.argmax(1).tolist(), strict=True):
+                results.append((row, kind, best == letters[questions.LETTERS.index(gold)]))
+    model.train()
+    return results
+
+
+def table(results: list[tuple[Drawn, str, bool]]) -> str:
+    """Markdown table of accuracies by cell group and kind, and one line for each cell."""
+
+    def group(row: Drawn) -> str:
+        return "clean" if row.degradation == "none" else "everyday" if row.degradation in EVERYDAY else "specific"
+
+    def share(chosen: list[bool]) -> str:
+        return f"{100 * np.mean(chosen):.1f} %"
+
+    lines = ["| cells | " + " | ".join(PERCEPTION_KINDS) + " | all |", "|---" * 5 + "|"]
+    groups = {"clean": ("clean",), "everyday": ("everyday",), "clean and everyday": ("clean", "everyday")}
+    groups |= {"specific": ("specific",), "all": ("clean", "everyday", "specific")}
+    for name, members in groups.items():
+        mine = [r for r in results if group(r[0]) in members]
+        cells = [share([ok for _, kind, ok in mine if kind == k]) for k in PERCEPTION_KINDS]
+        lines.append(f"| {name} | " + " | ".join([*cells, share([ok for *_, ok in mine])]) + " |")
+    lines.append("")
+    by_cell: dict[str, list[bool]] = {}
+    for row, _, ok in results:
+        by_cell.setdefault(f"{row.modality}/{row.degradation}", []).append(ok)
+    lines.append(", ".join(f"{cell} {share(oks)}" for cell, oks in by_cell.items()))
+    return "\n".join(lines)
+
+
+def train(images: np.ndarray, plan: list[Drawn], see: int, answer: int, seed: int):
+    """Both stages of `see` and `answer` steps. Returns (model, processor, turns)."""
+    model, processor = tiny.build(seed)
+    model.set_attn_implementation("float32_attention")
+    model.train()
+    turns = Turns(processor)
+    learn_to_see(model, images, plan, see, seed)
+    learn_to_answer(model, turns, images, plan, answer, seed)
+    model.set_attn_implementation("sdpa")
+    return model, processor, turns

@@ -1,0 +1,76 @@
+"""Image and text embeddings by open_clip: the embedded tiny encoder, a local folder or a model of the hub.
+
+Floor 2, and the only home of open_clip. The embedded encoder stands where BiomedCLIP stands in the paper (Sec. 2.3).
+Like BiomedCLIP, and unlike the embedded base model, it has seen captions that name every degradation: it was trained
+on synthetic images of all cells (`python -m medq_ray.model.assets.train encoder`), at seeds that no world uses. It
+knows what the rare failures look like; the base model does not, and never sees its weights.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from medq_ray.schema import Encoder
+
+PREFIXES = ("local-dir:", "hf-hub:")
+
+
+class OpenClipEncoder:
+    """Unit vectors of images and texts in the space of one open_clip model, on the GPU if there is one."""
+
+    def __init__(self, location: str):
+        """Load `location`, 'local-dir:PATH' or 'hf-hub:ORG/NAME', with its own preprocessing and tokenizer."""
+        import open_clip
+        import torch
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, self.preprocess = open_clip.create_model_from_pretrained(location)
+        self.model = model.float().eval().to(self.device)
+        self.tokenizer = open_clip.get_tokenizer(location)
+        self.dim = self.texts(["an image"]).shape[1]
+
+    def images(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """uint8 (H, W, 3) arrays of any sizes -> float32 (N, dim), rows of unit length."""
+        import torch
+        from PIL import Image
+
+        if not pixels:
+            return np.zeros((0, self.dim), np.float32)
+        batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in pixels])
+        with torch.inference_mode():
+            return self._unit(self.model.encode_image(batch.to(self.device)))
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """Strings, cut at the model's context length -> float32 (N, dim), rows of unit length."""
+        import torch
+
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        with torch.inference_mode():
+            return self._unit(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)))
+
+    @staticmethod
+    def _unit(rows) -> np.ndarray:
+        from torch.nn.functional import normalize
+
+        return normalize(rows.float(), dim=-1).cpu().numpy()
+
+
+def load_encoder(name: str) -> Encoder:
+    """The encoder that `encoder.name` names: 'embedded', 'local-dir:PATH' or 'hf-hub:ORG/NAME'.
+
+    Raises ValueError naming the setting when there is no such encoder or it cannot be loaded.
+    """
+    from safetensors import SafetensorError
+
+    if name == "embedded":
+        location = f"local-dir:{Path(__file__).parent / 'assets' / 'encoder'}"
+    elif name.startswith(PREFIXES):
+        location = name
+    else:
+        raise ValueError(f"encoder.name={name!r} is none of 'embedded', 'local-dir:PATH', 'hf-hub:ORG/NAME'")
+    try:
+        return OpenClipEncoder(location)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"encoder.name={name!r} cannot be loaded: {reason}") from error

@@ -1,0 +1,151 @@
+"""The two drawings of the report as inline SVG: progress over iterations, and base against last by group.
+
+SVG rather than bitmaps: crisp at any size, and its colours follow the reader's light or dark scheme through CSS
+classes (`style.html`). Coordinates are pixels of the view box.
+"""
+
+import math
+from html import escape
+
+from medq_ray.report.text import percent, words
+
+SERIES = (("dev", "dev"), ("test", "test"))
+
+
+def progress(iterations: list[dict], kind: str | None = None, *, width: int = 620, height: int = 330) -> str:
+    """Accuracy of dev and test over iterations with the test's 95 % intervals; one question kind, or all perception."""
+    scores = {split: [of_kind(row[split], kind) for row in iterations] for split, _ in SERIES}
+    bounds = [b for s in scores["test"] if s for b in s["ci95"]] + [s["accuracy"] for s in scores["dev"] if s]
+    low, high = axis(bounds)
+    left, right, top, bottom = 40, 86, 12, 34
+    last = max(1, len(iterations) - 1)
+
+    def x(t: int) -> float:
+        return left + 14 + (width - left - right - 28) * t / last
+
+    def y(share: float) -> float:
+        return top + (height - top - bottom) * (high - share) / (high - low)
+
+    parts = []
+    step = 0.1 if high - low <= 0.6 else 0.2
+    for i in range(round((high - low) / step) + 1):
+        tick = low + i * step
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+    for t in range(len(iterations)):
+        name = "base" if t == 0 else str(t)
+        parts.append(f'<text class="tick" x="{x(t):.1f}" y="{height - 10}" text-anchor="middle">{name}</text>')
+    labels = {}
+    for split, mark in SERIES:
+        points = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s]
+        if not points:
+            continue
+        if split == "test":
+            parts += [
+                f'<line class="bar" x1="{px:.1f}" x2="{px:.1f}" y1="{y(s["ci95"][0]):.1f}" y2="{y(s["ci95"][1]):.1f}"/>'
+                for px, _, s in points
+            ]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in points)
+        parts.append(f'<polyline class="line {mark}" points="{path}"/>')
+        parts += [
+            f'<circle class="dot {mark}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"><title>{label(split, s)}</title></circle>'
+            for px, py, s in points
+        ]
+        labels[split] = (points[-1][0] + 10, points[-1][1], points[-1][2]["accuracy"])
+    for split, (px, py) in spread(labels).items():
+        parts.append(
+            f'<text class="end {split}" x="{px:.1f}" y="{py + 4:.1f}">{split} {percent(labels[split][2])}</text>'
+        )
+    name = "perception" if kind is None else words(kind)
+    return figure(width, height, f"{name} accuracy in percent over iterations", parts)
+
+
+def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: int = 620) -> str:
+    """Base and last test accuracy for rows of groups: [(heading, [(row, base, last)])]; intervals on both."""
+    shown = [score for _, rows in groups for _, *pair in rows for score in pair]
+    low, high = axis([bound for score in shown for bound in score["ci95"]])
+    left, right, row_height = 132, 62, 24
+
+    def x(share: float) -> float:
+        return left + (width - left - right) * (share - low) / (high - low)
+
+    height = 30 + sum(26 + row_height * len(rows) for _, rows in groups)
+    parts, y = [], 22
+    step = 0.1 if high - low <= 0.6 else 0.2
+    for i in range(round((high - low) / step) + 1):
+        tick = low + i * step
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="20" y2="{height - 6}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="13" text-anchor="middle">{100 * tick:.0f}</text>')
+    for heading, rows in groups:
+        y += 26
+        parts.append(f'<text class="heading" x="0" y="{y - 6}">{escape(heading)}</text>')
+        for name, base, last in rows:
+            y += row_height
+            middle = y - 12
+            parts.append(f'<text class="name" x="10" y="{middle + 4}">{escape(name)}</text>')
+            for name, score, mark, at in (("base", base, "base", middle - 4), ("last", last, "test", middle + 4)):
+                ends = [x(bound) for bound in score["ci95"]]
+                parts.append(f'<line class="bar {mark}" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{at}" y2="{at}"/>')
+                parts.append(f'<circle class="dot {mark}" cx="{x(score["accuracy"]):.1f}" cy="{at}" r="3.5">'
+                             f"<title>{label(name, score)}</title></circle>")  # fmt: skip
+            change = 100 * (last["accuracy"] - base["accuracy"])
+            parts.append(f'<text class="change" x="{width}" y="{middle + 4}" text-anchor="end">{change:+.1f}</text>')
+    return figure(width, height, "test accuracy of the base and the last checkpoint by group, in percent", parts)
+
+
+def of_kind(score: dict, kind: str | None) -> dict | None:
+    """The accuracy record of one kind, or of all perception; None where there is none."""
+    chosen = score if kind is None else score["by_kind"].get(kind)
+    return chosen if chosen and chosen["accuracy"] is not None else None
+
+
+def axis(shares: list[float]) -> tuple[float, float]:
+    """Whole tens of percent that hold all values, at least 20 points apart."""
+    low = math.floor(10 * min(shares, default=0) + 1e-9) / 10
+    high = math.ceil(10 * max(shares, default=1) - 1e-9) / 10
+    return (low, max(high, low + 0.2)) if low <= 0.8 else (0.8, 1.0)
+
+
+def label(name: str, score: dict) -> str:
+    low, high = score["ci95"]
+    return f"{name}: {percent(score['accuracy'])} % ({percent(low)} to {percent(high)}), n = {score['n']}"
+
+
+def spread(labels: dict[str, tuple[float, float, float]], gap: float = 15.0) -> dict[str, tuple[float, float]]:
+    """Label positions, moved apart until none covers another."""
+    if len(labels) < 2:
+        return {name: (px, py) for name, (px, py, _) in labels.items()}
+    (upper, a), (lower, b) = sorted(labels.items(), key=lambda item: item[1][1])
+    push = max(0.0, gap - (b[1] - a[1])) / 2
+    return {upper: (a[0], a[1] - push), lower: (b[0], b[1] + push)}
+
+
+def figure(width: int, height: int, title: str, parts: list[str]) -> str:
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    return head + "".join(parts) + "</svg>"
+
+
+def losses(curves: list[tuple[str, list[tuple[float, float]]]], *, width: int = 620, height: int = 220) -> str:
+    """Training loss over steps, one line a fine-tuning: [(name, [(step, loss)])]; the loss axis starts at 0."""
+    left, right, top, bottom = 44, 70, 10, 32
+    steps = max(step for _, points in curves for step, _ in points) or 1
+    most = max(loss for _, points in curves for _, loss in points) or 1
+    tick = 10 ** math.floor(math.log10(most))
+    tick = next(t for t in (tick / 5, tick / 2, tick, 2 * tick) if most / t <= 5.5)
+
+    def at(step: float, loss: float) -> tuple[float, float]:
+        return left + (width - left - right) * step / steps, top + (height - top - bottom) * (1 - loss / most)
+
+    parts = []
+    for i in range(int(most / tick) + 1):
+        _, y = at(0, i * tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{i * tick:g}</text>')
+    for number, (name, points) in enumerate(curves):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+        x, y = at(*points[-1])
+        shade = 0.45 + 0.55 * (number + 1) / len(curves)
+        parts.append(f'<polyline class="line test thin" style="opacity: {shade:.2f}" points="{path}"/>')
+        parts.append(f'<text class="end test" x="{x + 8:.1f}" y="{y + 4 - 15 * number:.1f}">{escape(name)}</text>')
+    parts.append(f'<text class="tick" x="{width - right}" y="{height - 8}" text-anchor="end">{steps:g} steps</text>')
+    return figure(width, height, "training loss over steps", parts)

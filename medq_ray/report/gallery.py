@@ -1,0 +1,110 @@
+"""Each prototype beside what it fetched: the failures it stands for, and look-alikes from the pool."""
+
+from collections import defaultdict
+
+from medq_ray.report.reading import RunFiles, thumbnail
+from medq_ray.report.text import capability_words, words
+
+MEMBERS, SELECTED, PASSED_OVER = 7, 14, 7
+"""Pictures shown of each prototype: its failures, what it retrieved and selected, what it retrieved only."""
+SHOWN = 6
+"""Prototypes of an iteration that are open on the page; the smaller ones are folded."""
+AXES = ("cell", "kind", "severity", "scope")
+
+
+def gallery(run: RunFiles) -> list[dict]:
+    """One entry an iteration with explored prototypes, each with its cards, largest prototype first."""
+    chapters = []
+    for row in run.summary["iterations"]:
+        folder = f"iter-{row['t']:02d}"
+        hits = by_prototype(run.table(f"{folder}/explore/retrieved.parquet"))
+        picks = by_prototype(run.table(f"{folder}/explore/selection.parquet"))
+        prototypes = run.table(f"{folder}/evaluate/prototypes.parquet")
+        if not prototypes or not (hits or picks):
+            continue
+        failures = {f["question_id"]: f for f in run.table(f"{folder}/evaluate/failures.parquet")}
+        prototypes.sort(key=lambda p: (-p["size"], p["prototype_id"]))
+        cards = [
+            card(run, p, failures, hits.get(p["prototype_id"], []), picks.get(p["prototype_id"], [])) for p in prototypes
+        ]
+        chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards)})
+    return chapters
+
+
+def by_prototype(rows: list[dict]) -> dict[int, list[dict]]:
+    """Rows of each prototype, most similar first; random draws belong to none."""
+    groups = defaultdict(list)
+    for row in rows:
+        if row["prototype_id"] is not None:
+            groups[row["prototype_id"]].append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: (-row["similarity"], row["image_id"]))
+    return groups
+
+
+def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: list[dict], picks: list[dict]) -> dict:
+    """One prototype: pictures of its members, its mixture in words, an example answer, pictures of what it fetched."""
+    members = [failures[name] for name in prototype["members"] if name in failures]
+    images = {m["image_id"]: m for m in members if m["image_id"] != prototype["medoid"]}
+    mixture = dict(prototype["capabilities"])
+    picked = {pick["image_id"] for pick in picks}
+    example = next((m for m in members if m["image_id"] == prototype["medoid"]), members[0] if members else None)
+    passed = [hit for hit in hits if hit["image_id"] not in picked]
+    return {
+        "number": prototype["prototype_id"],
+        "size": prototype["size"],
+        "cohesion": f"{prototype['cohesion']:.2f}",
+        "title": title(mixture),
+        "mixture": mixture_words(mixture),
+        "example": example,
+        "medoid": picture(run, prototype["medoid"], prototype["medoid_uri"], None),
+        "members": [picture(run, m["image_id"], m["uri"], None) for m in list(images.values())[:MEMBERS]],
+        "hits": len(hits),
+        "picks": len(picks),
+        "selected": [picture(run, p["image_id"], p["uri"], p["similarity"]) for p in spaced(picks, SELECTED)],
+        "passed": [
+            picture(run, h["image_id"], run.uris.get(h["image_id"]), h["similarity"]) for h in spaced(passed, PASSED_OVER)
+        ],
+    }
+
+
+def spaced(rows: list[dict], count: int) -> list[dict]:
+    """`count` rows evenly from first to last, so that what is shown is neither the best nor picked by hand."""
+    if len(rows) <= count:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+
+def picture(run: RunFiles, image_id: str, uri: str | None, similarity: float | None) -> dict:
+    truth = run.truth.get(image_id)
+    what = None
+    if truth:
+        clean = truth["degradation"] == "none"
+        what = "clean" if clean else f"{truth['severity']} {words(truth['degradation'])}"
+    return {
+        "source": thumbnail(uri),
+        "id": image_id,
+        "similarity": None if similarity is None else f"{similarity:.2f}",
+        "truth": what,
+        "modality": words(truth["modality"]) if truth else "",
+    }
+
+
+def title(mixture: dict[str, float]) -> str:
+    """The most frequent cell, or the modality where failures of many cells meet."""
+    cells = {name: share for name, share in mixture.items() if name.startswith("cell:")}
+    if not cells:
+        return "mixed failures"
+    name, share = max(cells.items(), key=lambda item: (item[1], item[0]))
+    return capability_words(name if share >= 0.4 else f"modality:{name[5:].split('/')[0]}")
+
+
+def mixture_words(mixture: dict[str, float]) -> list[tuple[str, str, float]]:
+    """(axis, words, share) of the capabilities that at least a fifth of the members have, by axis."""
+    rows = [
+        (axis, capability_words(name), share)
+        for axis in AXES
+        for name, share in sorted(mixture.items(), key=lambda item: (-item[1], item[0]))
+        if name.startswith(f"{axis}:") and share >= 0.2
+    ]
+    return rows

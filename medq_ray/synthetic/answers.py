@@ -1,0 +1,111 @@
+"""What the simulated oracle says: answers about synthetic images from their truth, with errors at set rates.
+
+It stands where GPT-4o stands in the paper. With the default rates a reviewer accepts, edits and rejects its answers
+in the shares of the paper's Table 3 (63 / 29 / 8 %). `synthetic/oracle.py` serves it.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from medq_ray import questions
+from medq_ray.schema import DEGRADATIONS, GRADES, SEVERITIES
+from medq_ray.synthetic.truth import Truth, gold
+
+MODEL = "simulated-oracle"
+"""Its model name. It answers to no other, so what carries another name was not made by it."""
+UNUSABLE = "I cannot judge this image."
+"""The answer that an expert has to reject."""
+REFUSAL = "I cannot assess this image."
+"""The answer about an image or question that it has no truth for."""
+
+
+def parse_prompt(prompt: str) -> dict:
+    """The question in a prompt of `model.prompts.render`: {kind, text, options}.
+
+    Options are the lines 'A. ...', 'B. ...' in order; the text is what stands before them. The kind is read off the
+    options, as the endpoint sees nothing else.
+    """
+    lines = prompt.strip().splitlines()
+    options: list[str] = []
+    text: list[str] = []
+    for line in lines:
+        option = re.fullmatch(r"([A-F])\. (.+)", line.strip())
+        if option and len(options) < len(questions.LETTERS) and option[1] == questions.LETTERS[len(options)]:
+            options.append(option[2])
+        elif not options:
+            text.append(line.strip())
+    if not options:
+        kind = "description"
+    elif set(options) == {"Yes", "No"}:
+        kind = "yes_no"
+    elif set(options) <= set(SEVERITIES) or set(options) <= set(GRADES):
+        kind = "how"
+    else:
+        kind = "what"
+    return {"kind": kind, "text": "\n".join(text).strip(), "options": options}
+
+
+@dataclass(frozen=True)
+class SimulatedOracle:
+    """Answers from `truth`. Whether and how it errs is drawn from (seed, image, prompt), so a repeated request gets
+    the identical answer, in whatever order and from whichever replica. Raises ValueError if the rates exceed 1."""
+
+    truth: Truth
+    edit_rate: float
+    reject_rate: float
+    failure_rate: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.edit_rate + self.reject_rate > 1:
+            raise ValueError(
+                f"oracle.edit_rate={self.edit_rate} and oracle.reject_rate={self.reject_rate} add up to more than 1"
+            )
+
+    def answer(self, image_id: str, prompt: str) -> str:
+        """The text of the answer: right, plausible but wrong (edit_rate), UNUSABLE (reject_rate) or REFUSAL."""
+        truth, question = self.truth.get(image_id), parse_prompt(prompt)
+        if truth is None:
+            return REFUSAL
+        try:
+            right = gold(question, truth)
+        except ValueError:  # a question of another world: none of its options is right
+            return REFUSAL
+        rng = self._rng("answer", image_id, prompt)
+        luck = rng.random()
+        if luck < self.reject_rate:
+            return UNUSABLE
+        if luck >= self.reject_rate + self.edit_rate:
+            return right
+        if question["kind"] == "description":
+            return wrong_description(truth["modality"], truth["degradation"], truth["severity"], rng)
+        letters = questions.LETTERS[: len(question["options"])].replace(right, "")
+        return letters[rng.integers(len(letters))]
+
+    def first_status(self, image_id: str, prompt: str) -> int:
+        """HTTP status of the first request for this answer: 200, or 429 or 500 with probability failure_rate."""
+        rng = self._rng("failure", image_id, prompt)
+        return 200 if rng.random() >= self.failure_rate else (429, 500)[rng.integers(2)]
+
+    def _rng(self, purpose: str, image_id: str, prompt: str) -> np.random.Generator:
+        digest = hashlib.sha256(repr((self.seed, purpose, image_id, prompt)).encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+def wrong_description(modality: str, degradation: str, severity: str, rng: np.random.Generator) -> str:
+    """A description of the same modality, in the right form, with another degradation, severity or both: a false
+    alarm on a clean image; otherwise a miss, a confusion or a misjudged severity, equally often."""
+    names = DEGRADATIONS[modality]
+    if severity == "none":
+        degradation, severity = names[rng.integers(len(names))], SEVERITIES[rng.integers(1, 3)]
+    else:
+        others = [name for name in names if name != degradation]
+        degradation, severity = (
+            ("none", "none"),
+            (others[rng.integers(len(others))], severity),
+            (degradation, "mild" if severity == "severe" else "severe"),
+        )[rng.integers(3)]
+    return questions.describe(modality, degradation, severity)

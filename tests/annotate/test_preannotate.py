@@ -1,0 +1,102 @@
+"""The phase on stub endpoints: what it asks, what it writes."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medq_ray import config as settings
+from medq_ray.annotate import annotate
+from medq_ray.questions import describe
+from medq_ray.schema import ANNOTATION, COMPLETION, QUESTION
+
+CONFIG = settings.Config()
+
+
+def question(question_id, kind="yes_no", options=("Yes", "No")):
+    asked = {"yes_no": "Is the quality of this MRI image impaired?",
+             "description": "Describe the quality of this MRI image."}  # fmt: skip
+    return {"question_id": question_id, "image_id": "i" + question_id, "uri": f"/{question_id}.png", "kind": kind,
+            "scope": "general", "modality": "mri", "text": asked[kind], "options": list(options), "answer": "",
+            "capabilities": []}  # fmt: skip
+
+
+QUESTIONS = pa.Table.from_pylist(
+    [question("q3"), question("q1"), question("q2"), question("q4", "description", ()), question("q5")], schema=QUESTION
+)
+
+
+class Endpoint:
+    """Answers from a dict question id -> (text, entropy); keeps what it was asked."""
+
+    def __init__(self, model, answers):
+        self.model, self.answers, self.asked = model, answers, []
+
+    def __call__(self, prompts, sampling, label):
+        self.asked.append((prompts.to_pylist(), sampling, label))
+        rows = [
+            {"question_id": key, "run": 0, "model": self.model, "text": text, "entropy": entropy, "tokens": 1,
+             "finish_reason": "stop" if text else "", "error": "" if text else "HTTP 500"}
+            for key, (text, entropy) in self.answers.items()
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+
+def oracle():
+    fog = describe("mri", "motion", "mild")
+    texts = {"q1": "A", "q2": "A", "q3": "I cannot judge this image.", "q4": fog, "q5": ""}
+    return Endpoint("simulated-oracle", {key: (text, None) for key, text in texts.items()})
+
+
+def own():
+    fog = describe("mri", "motion", "mild")
+    answers = {"q1": ("B", 0.01), "q2": ("B", 0.8), "q3": ("A", 0.9), "q4": (fog, 0.1), "q5": ("", None)}
+    return Endpoint("tiny", answers)
+
+
+def test_cold_start_sends_everything_to_review(tmp_path):
+    asked = oracle()
+    counts = annotate(tmp_path, config=CONFIG, iteration=0, questions=QUESTIONS, ask_oracle=asked, ask_self=None)
+    table = pq.read_table(tmp_path / "annotations.parquet")
+    assert table.schema.equals(ANNOTATION)
+    assert table["question_id"].to_pylist() == ["q1", "q2", "q3", "q4", "q5"]
+    assert table["route"].to_pylist() == ["cold_start"] * 4 + ["dropped"]
+    assert table["agreement"].null_count == table["entropy"].null_count == 5
+    assert set(table["oracle_simulated"].to_pylist()) == {True}
+    assert counts["cold_start"] == 4 and counts["expert_share"] == 1.0
+    ((prompts, sampling, label),) = asked.asked
+    prompt = "Is the quality of this MRI image impaired?\nA. Yes\nB. No\nAnswer with the letter."
+    assert prompts[0] == {"question_id": "q1", "uri": "/q1.png", "prompt": prompt}
+    assert sampling.temperature == 0 and label.startswith("iter-00/annotate")
+
+
+def test_self_evolution_takes_every_route_and_says_why(tmp_path):
+    model = own()
+    counts = annotate(tmp_path, config=CONFIG, iteration=2, questions=QUESTIONS, ask_oracle=oracle(), ask_self=model)
+    rows = {row["question_id"]: row for row in pq.read_table(tmp_path / "annotations.parquet").to_pylist()}
+    assert {key: row["route"] for key, row in rows.items()} == {
+        "q1": "expert", "q2": "oracle", "q3": "expert", "q4": "self", "q5": "dropped"}  # fmt: skip
+    assert all(row["reason"] for row in rows.values())
+    assert (rows["q1"]["agreement"], rows["q4"]["agreement"]) == (0.0, 1.0)
+    assert rows["q2"]["label"] == "A" and rows["q4"]["labelled_by"] == "self"
+    ((_, sampling, _),) = model.asked
+    assert (sampling.n, sampling.temperature, sampling.logprobs) == (1, 0, True)
+    routes = json.loads((tmp_path / "routes.json").read_text())
+    assert routes["routes"] == {"cold_start": 0, "oracle": 1, "expert": 2, "self": 1, "dropped": 1}
+    assert routes["expert_share"] == counts["expert_share"] == 0.5
+    assert routes["by_kind"]["description"] == {"self": 1}
+
+
+def test_the_same_answers_in_another_order_give_the_same_bytes(tmp_path):
+    for name, questions in (("a", QUESTIONS), ("b", QUESTIONS.take([4, 3, 2, 1, 0]))):
+        annotate(tmp_path / name, config=CONFIG, iteration=1, questions=questions, ask_oracle=oracle(), ask_self=own())
+    for file in ("annotations.parquet", "routes.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_an_oracle_of_another_name_is_not_called_simulated(tmp_path):
+    config = settings.override(CONFIG, ["oracle.model=gpt-4o", "oracle.base_url=https://example.org/v1"])
+    real = oracle()
+    real.model = "gpt-4o"
+    annotate(tmp_path, config=config, iteration=0, questions=QUESTIONS, ask_oracle=real, ask_self=None)
+    assert set(pq.read_table(tmp_path / "annotations.parquet")["oracle_simulated"].to_pylist()) == {False}

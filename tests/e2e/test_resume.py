@@ -1,0 +1,95 @@
+"""Kill the driver in every phase; the same command finishes, asks nothing twice, and ends with the same files.
+
+A stub endpoint over HTTP stands in for vLLM (its answers do not depend on batch composition); Ray, the simulated
+oracle and FSDP2 training are real.
+"""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from medq_ray.synthetic.world import write_world
+
+STUB = Path(__file__).parents[1] / "stub.py"
+KILLED_RUN = Path(__file__).with_name("killed_run.py")
+SETTINGS = [
+    "explore.budget=14", "explore.tau_sim=0.3", "evaluate.runs=3", "evaluate.max_prototypes=4", "evolve.epochs=2",
+    "evolve.batch_size=8", "loop.max_iterations=1", "loop.plateau=0", "oracle.failure_rate=0.2",
+]  # fmt: skip
+PLACES = [
+    "manifest:pool",
+    "answers:model-00:60",
+    "manifest:iter-00/evaluate",
+    "manifest:iter-00/explore",
+    "answers:oracle:15",
+    "manifest:iter-00/review",
+    "lines:iter-00/evolve/metrics.jsonl:2",
+    "manifest:iter-00/evolve",
+    "answers:model-01:10",
+]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+
+@contextmanager
+def running_stub() -> Iterator[str]:
+    """The stub endpoint in a process of its own; yields its base URL."""
+    process = subprocess.Popen([sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answered(url: str) -> dict[str, int]:
+    """'image|prompt' -> how often the stub answered it."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/counts") as response:
+        return json.load(response)["answered"]
+
+
+def medq(place: str, world: Path, run_dir: Path, url: str) -> subprocess.CompletedProcess:
+    sets = [f"--set={setting}" for setting in [*SETTINGS, f"world.path={world}", f"engine.base_url={url}"]]
+    command = [sys.executable, str(KILLED_RUN), place, "run", "--recipe", "demo", "--run-dir", str(run_dir), *sets]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
+
+
+def result_files(run_dir: Path) -> dict[str, str]:
+    """Step file -> digest, from the manifests; without metrics.jsonl, which holds seconds."""
+    files = {}
+    for manifest in run_dir.rglob("MANIFEST.json"):
+        step = str(manifest.parent.relative_to(run_dir))
+        for name, digest in json.loads(manifest.read_text())["files"].items():
+            if name != "metrics.jsonl":
+                files[f"{step}/{name}"] = digest
+    return files
+
+
+def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path):
+    world = tmp_path / "world"
+    write_world(world, 90, 5, dev_images=30, test_images=30)
+    with running_stub() as unbroken, running_stub() as broken:
+        done = medq("", world, tmp_path / "unbroken", unbroken)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for place in PLACES:
+            killed = medq(place, world, tmp_path / "broken", broken)
+            assert killed.returncode == -9, f"not killed at {place}: {killed.stdout}{killed.stderr}"
+        finished = medq("", world, tmp_path / "broken", broken)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        asked_once, asked_again = answered(unbroken), answered(broken)
+
+    expected, found = result_files(tmp_path / "unbroken"), result_files(tmp_path / "broken")
+    assert {"iter-00/evolve/checkpoint/model.safetensors", "iter-01/evaluate/metrics.json"} <= set(expected)
+    assert found == expected
+    # A request in flight at a kill was never received and is asked again: at most 48 are, at each of the kills.
+    assert set(asked_again) == set(asked_once)
+    repeated = sum(asked_again[key] - asked_once[key] for key in asked_once)
+    assert 0 <= repeated <= 48 * sum(place.startswith("answers:model") for place in PLACES)
+    assert "done before" in finished.stdout
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("unbroken", "broken")]
+    assert summaries[0]["comparison"] == summaries[1]["comparison"]

@@ -1,0 +1,114 @@
+"""Clusters recover planted failures; degenerate inputs are handled and said; order does not matter."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from medq_ray.evaluate.prototypes import cluster, prototypes
+from medq_ray.questions import capabilities
+from medq_ray.schema import FAILURE, PROTOTYPE, embedded_image_schema
+
+CELLS = [("mri", "motion"), ("ct", "metal"), ("ct", "ring"), ("fundus", "haze")]
+
+
+def units(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def planted(count: int, spread: float = 0.15, dim: int = 16, kinds: tuple[str, ...] = ("what", "how")):
+    """(FAILURE, embedded images, cell of each image): images scattered around one direction for each cell."""
+    rng = np.random.default_rng(0)
+    centres = units(rng.standard_normal((len(CELLS), dim)))
+    images, failures, cells = [], [], {}
+    for i in range(count):
+        modality, degradation = CELLS[i % len(CELLS)]
+        name = f"{i:016x}"
+        vector = units(centres[i % len(CELLS)][None] + spread * rng.standard_normal((1, dim)))[0]
+        cells[name] = (modality, degradation)
+        images.append({"image_id": name, "uri": f"/{name}", "split": "dev", "modality": modality, "source": "s",
+                       "patient": name, "session": name, "phash": i, "sharpness": 1.0, "noise": 1.0,
+                       "embedding": vector.tolist()})  # fmt: skip
+        for kind in kinds:
+            failures.append({"question_id": f"{name}-{kind}", "image_id": name, "uri": f"/{name}", "kind": kind,
+                             "modality": modality, "text": f"{kind} about {modality}?", "expected": degradation,
+                             "given": "none of these", "error_rate": 1.0,
+                             "capabilities": capabilities(kind, modality, degradation, "mild")})  # fmt: skip
+    return (
+        pa.Table.from_pylist(failures, schema=FAILURE),
+        pa.Table.from_pylist(images, schema=embedded_image_schema(dim)),
+        cells,
+    )
+
+
+def test_planted_cells_are_recovered():
+    from sklearn.metrics import adjusted_rand_score
+
+    failures, images, cells = planted(60)
+    table = prototypes(failures, images, text_weight=0.5, most=12)
+    assert table.schema == PROTOTYPE
+    label = {name: row["prototype_id"] for row in table.to_pylist() for name in row["members"]}
+    assert sorted(label) == sorted(failures["question_id"].to_pylist())
+    truth = [str(cells[name.split("-")[0]]) for name in label]
+    assert adjusted_rand_score(truth, list(label.values())) >= 0.9
+
+
+def test_a_prototype_describes_its_members():
+    failures, images, _ = planted(40)
+    rows = prototypes(failures, images, text_weight=0.5, most=12).to_pylist()
+    assert [row["prototype_id"] for row in rows] == list(range(len(rows)))
+    assert [row["size"] for row in rows] == sorted((len(row["members"]) for row in rows), reverse=True)
+    vectors = dict(zip(images["image_id"].to_pylist(), np.array(images["embedding"].to_pylist()), strict=True))
+    for row in rows:
+        own = {name.split("-")[0] for name in row["members"]}
+        assert np.linalg.norm(row["visual"]) == pytest.approx(1, abs=1e-6)
+        assert np.array(row["visual"]) == pytest.approx(units(sum(vectors[i] for i in own)[None])[0], abs=1e-5)
+        assert row["medoid"] in own and row["medoid_uri"] == "/" + row["medoid"]
+        mixture = dict(row["capabilities"])
+        assert list(mixture) == sorted(mixture)
+        for axis in ("kind", "modality", "cell"):
+            assert sum(v for k, v in mixture.items() if k.startswith(axis + ":")) == pytest.approx(1)
+        assert row["cohesion"] > 0.8 and 0 < row["silhouette"] <= 1
+
+
+def test_order_of_rows_changes_nothing():
+    failures, images, _ = planted(24)
+    rng = np.random.default_rng(1)
+    shuffled = prototypes(
+        failures.take(rng.permutation(failures.num_rows)),
+        images.take(rng.permutation(images.num_rows)),
+        text_weight=0.5,
+        most=12,
+    )
+    assert shuffled.equals(prototypes(failures, images, text_weight=0.5, most=12))
+
+
+@pytest.mark.parametrize(("count", "clusters"), [(0, 0), (1, 1), (2, 2)])
+def test_few_failures_are_handled_and_said(count, clusters, capsys):
+    failures, images, _ = planted(4, kinds=("what",))
+    table = prototypes(failures.slice(0, count), images, text_weight=0.5, most=12)
+    assert table.num_rows == clusters and sum(table["size"].to_pylist()) == count
+    assert table["silhouette"].null_count == clusters
+    assert "failures" in capsys.readouterr().out
+
+
+def test_identical_failures_are_one_prototype(capsys):
+    failures, images, _ = planted(1, kinds=("what",))
+    copies = pa.concat_tables([failures] * 5)
+    table = prototypes(copies, images, text_weight=0.5, most=12)
+    assert table["size"].to_pylist() == [5]
+    assert "too alike" in capsys.readouterr().out
+
+
+def test_no_more_clusters_than_allowed_and_the_best_silhouette_wins():
+    from sklearn.metrics import silhouette_score
+
+    points = np.random.default_rng(0).standard_normal((60, 3)) + 6 * np.repeat(np.eye(3), 20, axis=0)
+    labels, values = cluster(points, 10)
+    assert len(set(labels)) == 3
+    assert values.mean() == pytest.approx(silhouette_score(points, labels))
+    assert len(set(cluster(points, 2)[0])) == 2
+
+
+def test_points_at_equal_distances_make_one_cluster_instead_of_an_arbitrary_cut():
+    labels, values = cluster(np.eye(4), 3)
+    assert len(set(labels)) == 1 and np.isnan(values).all()

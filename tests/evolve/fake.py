@@ -1,0 +1,85 @@
+"""A few images with questions, annotations and verdicts, for the tests of this phase."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from medq_ray import questions, schema
+from medq_ray.images import pixel_digest
+
+HASHES = pa.schema([field for field in schema.embedded_image_schema(1) if field.name in
+                    ("image_id", "phash", "sharpness", "noise")])  # fmt: skip
+
+
+def write_images(folder: Path, count: int) -> list[dict]:
+    """Rows of image_id, uri, modality, degradation, severity; the severity shows as the height of a bright band."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        modality = schema.MODALITIES[i % 5]
+        severity = schema.SEVERITIES[i % 3]
+        degradation = "none" if severity == "none" else schema.DEGRADATIONS[modality][i % 5]
+        pixels = rng.integers(0, 60, (112, 112, 3), dtype=np.uint8)
+        pixels[: 16 + 40 * schema.SEVERITIES.index(severity)] += 120
+        name = pixel_digest(pixels)
+        uri = folder / f"{name}.png"
+        Image.fromarray(pixels).save(uri)
+        rows.append({"image_id": name, "uri": str(uri), "modality": modality, "degradation": degradation,
+                     "severity": severity})  # fmt: skip
+    return rows
+
+
+def hashes(rows: list[dict]) -> pa.Table:
+    """Perceptual hashes of all images, far from each other unless a row brings its own."""
+    rng = np.random.default_rng(1)
+    table = [{"phash": int(rng.integers(1 << 63)), "sharpness": 1.0, "noise": 1.0, **row} for row in rows]
+    return pa.Table.from_pylist([{name: row[name] for name in HASHES.names} for row in table], schema=HASHES)
+
+
+def question(image: dict, kind: str) -> dict:
+    rng = np.random.default_rng(0)
+    modality = image["modality"]
+    if kind == "yes_no":
+        text, options = questions.yes_no(modality, None)
+    elif kind == "what":
+        text, options = questions.what(modality, questions.offered_with(modality, image["degradation"], rng), rng)
+    elif kind == "how":
+        text, options = questions.how(modality, False, rng)
+    else:
+        text, options = questions.description(modality), []
+    return {"question_id": f"{image['image_id']}-{kind}", "image_id": image["image_id"], "uri": image["uri"],
+            "kind": kind, "scope": "general", "modality": modality, "text": text, "options": options, "answer": "",
+            "capabilities": []}  # fmt: skip
+
+
+def truth(image: dict, asked: dict) -> str:
+    if asked["kind"] == "description":
+        return questions.describe(image["modality"], image["degradation"], image["severity"])
+    return questions.gold_letter(asked["kind"], asked["text"], asked["options"], image["degradation"], image["severity"])
+
+
+def annotation(asked: dict, label: str, **changes) -> dict:
+    return {"question_id": asked["question_id"], "image_id": asked["image_id"], "oracle_text": label,
+            "oracle_model": "oracle", "oracle_simulated": True, "self_text": "", "self_model": "", "entropy": None,
+            "agreement": None, "route": "oracle", "reason": "", "label": label, "labelled_by": "oracle",
+            **changes}  # fmt: skip
+
+
+def verdict(annotated: dict, action: str, after: str) -> dict:
+    return {"question_id": annotated["question_id"], "image_id": annotated["image_id"], "action": action,
+            "before": annotated["label"], "after": after, "reviewer": "expert", "simulated": True,
+            "seconds": 30.0}  # fmt: skip
+
+
+def tables(images: list[dict]) -> dict[str, pa.Table]:
+    """questions, annotations (route oracle, right labels), verdicts (none) and images, four questions an image."""
+    asked = [(image, question(image, kind)) for image in images for kind in schema.KINDS]
+    return {
+        "questions": pa.Table.from_pylist([row for _, row in asked], schema=schema.QUESTION),
+        "annotations": pa.Table.from_pylist([annotation(q, truth(i, q)) for i, q in asked], schema=schema.ANNOTATION),
+        "verdicts": pa.Table.from_pylist([], schema=schema.VERDICT),
+        "images": hashes(images),
+    }

@@ -1,0 +1,159 @@
+"""Every annotation becomes a sample or a drop with its reason, whatever the order of rows."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from medq_ray import questions, schema
+from medq_ray.config import Evolve
+from medq_ray.evolve.curate import curate, near_duplicate_texts
+from tests.evolve import fake
+
+SETTINGS = Evolve(tfidf_keep=1000)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return fake.write_images(tmp_path_factory.mktemp("images"), 6)
+
+
+def run(tables, *, earlier=None, held_out=frozenset(), settings=SETTINGS, iteration=3):
+    samples, drops = curate(
+        tables["questions"], tables["annotations"], tables["verdicts"], tables["images"],
+        earlier=earlier, held_out=set(held_out), settings=settings, iteration=iteration,
+    )  # fmt: skip
+    assert samples.schema == schema.SAMPLE and drops.schema == schema.DROP
+    everyone = samples["question_id"].to_pylist() + drops["id"].to_pylist()
+    assert sorted(everyone) == sorted(tables["annotations"]["question_id"].to_pylist())
+    return {row["question_id"]: row for row in samples.to_pylist()}, {row["id"]: row for row in drops.to_pylist()}
+
+
+def with_rows(tables, annotations, verdicts=()):
+    return tables | {
+        "annotations": pa.Table.from_pylist(list(annotations), schema=schema.ANNOTATION),
+        "verdicts": pa.Table.from_pylist(list(verdicts), schema=schema.VERDICT),
+    }
+
+
+def test_an_unreviewed_label_becomes_a_sample_with_its_prompt_and_origin(images):
+    samples, drops = run(fake.tables(images))
+    assert not drops and len(samples) == 24
+    sample = samples[f"{images[1]['image_id']}-how"]
+    assert sample["prompt"].startswith("How severe is the degradation of this CT image?\nA. ")
+    assert sample["answer"] in "ABC" and (sample["labelled_by"], sample["simulated"]) == ("oracle", True)
+    assert (sample["iteration"], sample["uri"]) == (3, images[1]["uri"])
+
+
+def test_each_way_to_be_no_label_has_its_reason(images):
+    tables = fake.tables(images)
+    asked = tables["questions"].to_pylist()
+    letter, text = asked[0], asked[3]
+    reviewed = fake.annotation(asked[1], "A", route="cold_start")
+    rows = {
+        "routing": fake.annotation(letter, "A", route="dropped", reason="both failed"),
+        "needs a verdict": fake.annotation(asked[2], "A", route="expert"),
+        "rejected": reviewed,
+        "none of the": fake.annotation(asked[4], "F"),
+        "no readable": fake.annotation(text, "A blurry thing."),
+    }
+    samples, drops = run(with_rows(tables, rows.values(), [fake.verdict(reviewed, "reject", "")]))
+    assert not samples
+    for reason, row in rows.items():
+        drop = drops[row["question_id"]]
+        assert reason in drop["reason"] and (drop["step"], drop["keeper"]) == ("label", "")
+
+
+def test_the_verdict_decides_the_label_and_who_answers_for_it(images):
+    tables = fake.tables(images)
+    asked = tables["questions"].to_pylist()
+    accepted = fake.annotation(asked[0], "A", route="cold_start")
+    edited = fake.annotation(asked[1], "A", route="expert")
+    by_self = {"route": "self", "labelled_by": "self"}
+    confirmed, adopted = fake.annotation(asked[2], "A", **by_self), fake.annotation(asked[4], "A", **by_self)
+    by_person = fake.verdict(confirmed, "accept", "A") | {"simulated": False}
+    verdicts = [fake.verdict(accepted, "accept", "A"), fake.verdict(edited, "edit", "B"), by_person]
+    samples, _ = run(with_rows(tables, [accepted, edited, confirmed, adopted], verdicts))
+    expected = [
+        (accepted, "A", "expert", True),
+        (edited, "B", "expert", True),
+        (confirmed, "A", "expert", False),
+        (adopted, "A", "self", False),
+    ]
+    for row, answer, labelled_by, simulated in expected:
+        sample = samples[row["question_id"]]
+        assert (sample["answer"], sample["labelled_by"], sample["simulated"]) == (answer, labelled_by, simulated)
+
+
+def test_held_out_images_never_get_through(images):
+    samples, drops = run(fake.tables(images), held_out={images[2]["image_id"]})
+    assert {drop["step"] for drop in drops.values()} == {"leak"} and len(drops) == 4
+    assert images[2]["image_id"] not in {sample["image_id"] for sample in samples.values()}
+
+
+def test_of_duplicate_images_the_owner_stays_and_is_named(images):
+    twins = sorted(images[:3], key=lambda row: row["image_id"])
+    alike = [{**row, "phash": 7} if row in twins else row for row in images]
+    tables = fake.tables(images) | {"images": fake.hashes(alike)}
+    samples, drops = run(tables)
+    owner = twins[0]["image_id"]
+    assert owner in {sample["image_id"] for sample in samples.values()}
+    assert {drop["keeper"] for drop in drops.values()} == {owner} and len(drops) == 8
+    # an image of which nothing is left to train on keeps nobody out
+    without_owner = [row for row in tables["annotations"].to_pylist() if row["image_id"] != owner]
+    _, drops = run(with_rows(tables, without_owner))
+    assert {drop["keeper"] for drop in drops.values()} == {twins[1]["image_id"]}
+
+
+def test_an_image_of_an_earlier_iteration_stays_before_a_new_one(images):
+    twins = sorted(images[:2], key=lambda row: row["image_id"])
+    alike = [{**row, "phash": 7} if row in twins else row for row in images]
+    tables = fake.tables(images) | {"images": fake.hashes(alike)}
+    rows = tables["annotations"].to_pylist()
+    samples, _ = curate(
+        tables["questions"], with_rows(tables, [r for r in rows if r["image_id"] == twins[1]["image_id"]])["annotations"],
+        tables["verdicts"], tables["images"], earlier=None, held_out=set(), settings=SETTINGS, iteration=0,
+    )  # fmt: skip
+    left = [row for row in rows if row["image_id"] != twins[1]["image_id"]]
+    _, drops = run(with_rows(tables, left), earlier=samples, iteration=1)
+    assert {drop["keeper"] for drop in drops.values()} == {twins[1]["image_id"]} and len(drops) == 4
+
+
+def test_order_of_rows_does_not_matter(images):
+    alike = [{**row, "phash": 7} if i < 2 else row for i, row in enumerate(images)]
+    tables = fake.tables(images) | {"images": fake.hashes(alike)}
+    settings = Evolve(tfidf_keep=1, tfidf_threshold=0.5)
+    expected = run(tables, settings=settings)
+    assert {drop["step"] for drop in expected[1].values()} == {"duplicate", "diversity"}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        shuffled = {name: table.take(rng.permutation(table.num_rows)) for name, table in tables.items()}
+        found = run(shuffled, settings=settings)
+        assert [list(rows.items()) for rows in found] == [list(rows.items()) for rows in expected]
+
+
+def test_near_duplicate_descriptions_keep_the_reviewed_then_the_smallest_id():
+    blur, ring = questions.describe("ct", "blur", "mild"), questions.describe("ct", "ring", "severe")
+    texts = {"a": blur, "b": blur, "c": blur, "d": ring, "e": blur.replace("Mild", "mild")}
+    assert near_duplicate_texts(texts, {"c"}, 0.95, 1) == {"a": "c", "b": "c", "e": "c"}
+    assert near_duplicate_texts(texts, set(), 0.95, 1) == {"b": "a", "c": "a", "e": "a"}
+    assert near_duplicate_texts(texts, {"c"}, 0.95, 2) == {"b": "c", "e": "c"}
+    assert near_duplicate_texts(texts, set(), 1.0, 9) == {}
+    assert near_duplicate_texts({}, set(), 0.95, 1) == {}
+
+
+def test_descriptions_of_other_degradations_severities_and_modalities_are_no_near_duplicates():
+    texts = {
+        f"{modality}/{name}/{severity}": questions.describe(modality, name, severity)
+        for modality, names in schema.DEGRADATIONS.items()
+        for name in names
+        for severity in schema.SEVERITIES[1:]
+    }
+    assert near_duplicate_texts(texts, set(), Evolve().tfidf_threshold, 1) == {}
+
+
+def test_annotations_without_question_or_hash_are_refused(images):
+    tables = fake.tables(images)
+    with pytest.raises(ValueError, match="not among the questions"):
+        run(tables | {"questions": tables["questions"].slice(1)})
+    with pytest.raises(ValueError, match="no perceptual hash"):
+        run(tables | {"images": tables["images"].slice(1)})

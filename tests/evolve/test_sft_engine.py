@@ -1,0 +1,156 @@
+"""Real FSDP2 with two workers under Ray Train, against plain torch in one process and against its own killed run."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medq_ray.artifacts import digest_file, read_table
+from medq_ray.evolve.sft import fine_tune
+from medq_ray.model.tiny import embedded_checkpoint
+from tests.evolve import fake
+from tests.evolve.run_evolve import CONFIG, run
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+STEPS_AN_EPOCH = 7
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return fake.write_images(tmp_path_factory.mktemp("images"), 7)
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_local, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(images, folder)
+
+
+def lines(folder: Path) -> list[dict]:
+    path = folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+
+
+def test_it_learns_and_leaves_only_results(unbroken):
+    folder, counts = unbroken
+    assert (counts["new"], counts["trained_on"], counts["dropped_label"]) == (25, 25, 3)
+    assert counts["samples_stepped"] == 25 * CONFIG.evolve.epochs
+    steps = lines(folder)
+    assert [step["step"] for step in steps] == list(range(1, STEPS_AN_EPOCH * CONFIG.evolve.epochs + 1))
+    assert [step["samples"] for step in steps[:STEPS_AN_EPOCH]] == [4] * 6 + [1]
+    first, last = steps[:STEPS_AN_EPOCH], steps[-STEPS_AN_EPOCH:]
+    assert sum(step["loss"] for step in last) < 0.8 * sum(step["loss"] for step in first)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoint", "dropped.parquet", "metrics.jsonl", "new.parquet", "train",
+    ]  # fmt: skip
+    copied = {p.name for p in embedded_checkpoint().iterdir()}
+    assert {p.name for p in (folder / "checkpoint").iterdir()} == copied
+    for name in copied - {"model.safetensors"}:
+        assert digest_file(folder / "checkpoint" / name) == digest_file(embedded_checkpoint() / name)
+
+
+def test_two_workers_equal_one_process_of_plain_torch(unbroken):
+    import torch
+
+    from medq_ray.evolve.dataset import collate, encode_all, load_processor
+    from medq_ray.evolve.worker import batches, learning_rate, load_model
+
+    torch.set_num_threads(1)
+    folder, _ = unbroken
+    settings = CONFIG.evolve.model_dump()
+    samples = read_table(folder / "train" / "samples.parquet").to_pylist()
+    processor = load_processor(embedded_checkpoint())
+    encoded = encode_all(processor, samples)
+    model = load_model(embedded_checkpoint())
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"])
+    steps = lines(folder)
+    for epoch in range(settings["epochs"]):
+        for batch in batches(len(samples), settings["batch_size"], [CONFIG.seed, 0], epoch):
+            step = steps.pop(0)
+            inputs = collate([encoded[i] for i in batch], processor.tokenizer.pad_token_id)
+            labels = inputs.pop("labels")[:, 1:].flatten()
+            logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / len(batch)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
+            assert loss.item() == pytest.approx(step["loss"], rel=1e-3)
+            assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-2)
+            optimizer.param_groups[0]["lr"] = learning_rate(step["step"], STEPS_AN_EPOCH * settings["epochs"], settings)
+            optimizer.step()
+            optimizer.zero_grad()
+    exported = dict(load_model(folder / "checkpoint").named_parameters())
+    plain = torch.cat([p.detach().flatten() for p in model.parameters()])
+    ours = torch.cat([exported[name].detach().flatten() for name, _ in model.named_parameters()])
+    assert (plain - start).norm() > 1e-2
+    assert (ours - plain).norm() < 1e-2 * (plain - start).norm()
+
+
+def test_the_export_answers(unbroken):
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from medq_ray.evolve.dataset import chat, load_processor
+    from medq_ray.images import read_image
+
+    folder, _ = unbroken
+    checkpoint = folder / "checkpoint"
+    processor, model = load_processor(checkpoint), AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    answers = {}
+    for sample in read_table(folder / "train" / "samples.parquet").to_pylist():
+        prompt, _ = chat(processor, sample["prompt"], "")
+        inputs = processor(images=[read_image(sample["uri"]).copy()], text=[prompt], return_tensors="pt")
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, max_new_tokens=48, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert tokens[-1] == processor.tokenizer.eos_token_id
+        answers[sample["question_id"]] = processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    right = {row["question_id"]: row["answer"] for row in read_table(folder / "train" / "samples.parquet").to_pylist()}
+    assert sum(answers[name] == right[name] for name in right) >= len(right) // 2
+
+
+def test_a_run_killed_between_epochs_resumes_to_identical_bytes(unbroken, images, tmp_path):
+    expected, _ = unbroken
+    rows, folder = tmp_path / "images.json", tmp_path / "killed"
+    rows.write_text(json.dumps(images))
+    command = [sys.executable, "-m", "tests.evolve.run_evolve", str(rows), str(folder)]
+    root = Path(__file__).parents[2]
+    with open(tmp_path / "log", "w") as log:
+        driver = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, start_new_session=True)
+        while len(lines(folder)) <= STEPS_AN_EPOCH + 1:
+            assert driver.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.01)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert list(folder.glob("scratch/*/checkpoint_manager_snapshot.json"))
+    assert not (folder / "checkpoint").exists()
+
+    resumed = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    counts = json.loads(resumed.stdout.splitlines()[-1])
+    assert counts["samples_stepped"] <= 25 * (CONFIG.evolve.epochs - 1)
+    files = sorted(p.relative_to(expected) for p in expected.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    for name in files:
+        assert digest_file(folder / name) == digest_file(expected / name), name
+
+
+def test_what_a_worker_refuses_reaches_the_caller_in_one_line(unbroken, images, tmp_path):
+    folder, _ = unbroken
+    table = read_table(folder / "train" / "samples.parquet").slice(0, 4)
+    gone = [{**row, "uri": str(tmp_path / "gone.png")} for row in table.to_pylist()]
+    from medq_ray.artifacts import write_table
+    from medq_ray.schema import SAMPLE
+
+    write_table(tmp_path / "samples.parquet", gone, SAMPLE)
+    with pytest.raises(ValueError, match=f"{gone[0]['question_id']}.*gone.png") as caught:
+        fine_tune(
+            tmp_path, samples=tmp_path / "samples.parquet", checkpoint=embedded_checkpoint(), config=CONFIG, iteration=0
+        )
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,144 @@
+"""report.html: made from the run directory alone, whole, self-contained, the same bytes every time."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fake_run import build
+
+from medq_ray.report import write_report
+from medq_ray.report.charts import axis, spread
+
+VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.fixture
+def run(built: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage; its world stays where it is."""
+    return shutil.copytree(built, tmp_path / "run")
+
+
+def page(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+class Balance(HTMLParser):
+    """Fails on a closing tag that does not match, as a template with a lost tag has."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert tag in VOID or self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+
+def test_it_is_one_well_formed_file_that_fetches_nothing(run):
+    text = page(run)
+    checker = Balance()
+    checker.feed(text)
+    assert checker.open == []
+    assert "<script" not in text and "<link" not in text and "@import" not in text
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]+)"', text))
+    assert not re.findall(r"url\((?!data:)", text) and "http" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S)
+
+
+def test_same_run_gives_the_same_bytes(run):
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_it_says_what_happened(run):
+    summary = json.loads((run / "summary.json").read_text())
+    text = page(run)
+    for row in summary["iterations"]:
+        for split in ("dev", "test"):
+            assert f"{100 * row[split]['accuracy']:.1f}" in text
+    assert "by 19.3 points" in text and "+15.2 to +23.4" in text and "10⁻¹⁶" in text
+    for word in ("cold start", "phash", "Where it fails", "paper, t = 0", "explore"):
+        assert word in text
+
+
+def test_every_prototype_is_shown_with_what_it_fetched(run):
+    text = page(run)
+    for t in (0, 1):
+        prototypes = pq.read_table(run / f"iter-0{t}/evaluate/prototypes.parquet").to_pylist()
+        assert f"Iteration {t}: {len(prototypes)} prototypes" in text
+        assert all(p["medoid"] in text for p in prototypes)
+        picks = pq.read_table(run / f"iter-0{t}/explore/selection.parquet").to_pylist()
+        first = max((p for p in picks if p["similarity"] is not None), key=lambda p: p["similarity"])
+        assert first["image_id"] in text and f"<b>{first['similarity']:.2f}</b>" in text
+
+
+def test_what_is_simulated_is_marked(run):
+    text = page(run)
+    assert "Simulated in this run:" in text and "known only because the world is synthetic" in text
+    assert 'oracle output (tokens) <span class="tag">simulated</span>' in text
+    assert 'model output (tokens)<' in text
+
+
+def test_truth_is_not_shown_where_there_is_none(run):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"world": str(run / "elsewhere")}))
+    text = page(run)
+    assert "known only because" not in text and "By modality and degradation" not in text
+    assert "By modality" in text
+
+
+def test_missing_images_become_placeholders(run):
+    for name in ("evaluate/prototypes", "evaluate/failures", "explore/selection"):
+        path = run / "iter-00" / f"{name}.parquet"
+        table = pq.read_table(path)
+        column = "medoid_uri" if "medoid_uri" in table.schema.names else "uri"
+        gone = table.set_column(table.schema.get_field_index(column), column, [["/nowhere.png"] * table.num_rows])
+        pq.write_table(gone, path)
+    assert "image not found" in page(run)
+
+
+@pytest.mark.parametrize("gone", ["iter-00/explore", "iter-01/annotate", "iter-01/evolve", "pool", "ledger.jsonl", "run.yaml"])
+def test_a_missing_part_costs_its_section_only(run, gone):
+    path = run / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "Where it fails" in page(run)
+
+
+def test_text_from_data_is_escaped(run):
+    path = run / "iter-00/evaluate/failures.parquet"
+    table = pq.read_table(path)
+    evil = table.set_column(table.schema.get_field_index("given"), "given", [["<b>x</b> & y"] * table.num_rows])
+    pq.write_table(evil, path)
+    text = page(run)
+    assert "&lt;b&gt;x&lt;/b&gt; &amp; y" in text and "<b>x</b>" not in text
+
+
+def test_a_run_without_summary_is_one_clear_line(tmp_path):
+    with pytest.raises(ValueError, match="holds no summary.json yet"):
+        write_report(tmp_path)
+
+
+def test_a_base_only_run_has_a_report(tmp_path):
+    text = page(build(tmp_path, pool=5, dev=15, iterations=0))
+    assert "Prototypes and what they fetched" not in text and "Where it fails" in text
+
+
+@pytest.mark.parametrize("shares", [[0.5], [0.0, 1.0], [0.98, 1.0], [0.31, 0.79], []])
+def test_axis_holds_every_value(shares):
+    low, high = axis(shares)
+    assert 0 <= low < high <= 1 and all(low - 1e-9 <= share <= high + 1e-9 for share in shares)
+
+
+def test_labels_do_not_cover_each_other():
+    moved = spread({"dev": (0.0, 50.0, 0.1), "test": (0.0, 52.0, 0.1)})
+    assert abs(moved["dev"][1] - moved["test"][1]) >= 15

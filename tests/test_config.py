@@ -1,0 +1,78 @@
+"""Settings are validated, frozen, documented, and know which of them decide results."""
+
+import pytest
+from pydantic import ValidationError
+
+from medq_ray import config, recipes
+from medq_ray.config import Config, identity, load, override
+
+
+def test_every_field_says_what_it_is():
+    for section in Config.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {})
+        for name, field in fields.items():
+            assert field.description, f"{section.annotation.__name__}.{name} has no docstring"
+
+
+def test_the_paper_values_are_the_defaults():
+    defaults = Config()
+    assert (defaults.evaluate.runs, defaults.evaluate.gamma) == (5, 0.6)
+    assert (defaults.explore.tau_sim, defaults.explore.budget) == (0.75, 2000)
+    assert (defaults.evolve.learning_rate, defaults.evolve.epochs) == (2e-5, 3)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        Config().evaluate.runs = 3
+
+
+@pytest.mark.parametrize(
+    ("assignment", "complaint"),
+    [
+        ("evaluate.run=3", "unknown setting 'evaluate.run'; there are: gamma, max_prototypes"),
+        ("nothing.at.all=3", "unknown setting 'nothing.at.all'; there are: annotate"),
+        ("evaluate.runs=0", "evaluate.runs: Input should be greater than or equal to 1 (got 0)"),
+        ("evaluate.runs=many", "evaluate.runs: Input should be a valid integer"),
+        ("evaluate.runs", "expected section.field=value"),
+    ],
+)
+def test_a_wrong_setting_is_named(assignment, complaint):
+    with pytest.raises(ValueError) as error:
+        override(Config(), [assignment])
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_overrides_take_yaml_values():
+    changed = override(Config(), ["explore.kinds=[what, how]", "engine.base_url=null", "evolve.learning_rate=1e-3"])
+    assert changed.explore.kinds == ("what", "how") and changed.engine.base_url is None
+    assert changed.evolve.learning_rate == 1e-3
+
+
+def test_hardware_is_not_identity():
+    assert identity(override(Config(), ["engine.concurrency=7", "evolve.workers=8"])) == identity(Config())
+    assert identity(override(Config(), ["evaluate.runs=3"])) != identity(Config())
+    for section, fields in config.HARDWARE_FIELDS.items():
+        assert fields <= set(Config.model_fields[section].annotation.model_fields), section
+
+
+def test_settings_survive_yaml(tmp_path):
+    import yaml
+
+    for name in recipes.RECIPES:
+        chosen = recipes.build(name, seed=4)
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(chosen.model_dump(mode="json")))
+        assert load(tmp_path / "run.yaml") == chosen
+        assert chosen.recipe == name and chosen.seed == 4
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(ValueError, match="unknown recipe 'dmo'; there are: demo"):
+        recipes.build("dmo")
+
+
+def test_a_settings_file_that_is_no_settings_file_is_named(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    for name in ("list.yaml", "bad.yaml", "missing.yaml"):
+        with pytest.raises(ValueError, match=name):
+            load(tmp_path / name)

@@ -1,0 +1,43 @@
+"""A run directory belongs to one process and one set of settings; the ledger keeps simulated costs apart."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from medq_ray import recipes
+from medq_ray.config import override
+from medq_ray.ledger import Ledger
+from medq_ray.loop import claimed
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    demo = recipes.build("demo")
+    with claimed(tmp_path, demo):
+        pass
+    with pytest.raises(ValueError, match=r"was made with explore.budget=\d+, not 7"):
+        with claimed(tmp_path, override(demo, ["explore.budget=7"])):
+            pass
+    with claimed(tmp_path, override(demo, ["engine.concurrency=7"])):
+        pass
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["recipe"] == "demo"
+
+
+def test_two_runs_cannot_share_a_directory(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from medq_ray import loop, recipes\n"
+        "with loop.claimed(Path(sys.argv[1]), recipes.build('demo')): pass"
+    )
+    with claimed(tmp_path, recipes.build("demo")):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode != 0 and "is in use by another run" in done.stderr
+
+
+def test_simulated_costs_are_kept_apart(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.add(step="iter-00/annotate", what="oracle output", amount=5, unit="tokens", simulated=True)
+    ledger.add(step="iter-00/annotate", what="oracle output", amount=7, unit="tokens")
+    ledger.add(step="iter-01/annotate", what="oracle output", amount=1, unit="tokens")
+    assert ledger.total("iter-00/") == {"oracle output (tokens)": 7, "oracle output (tokens, simulated)": 5}
+    assert ledger.total() == {"oracle output (tokens)": 8, "oracle output (tokens, simulated)": 5}
