@@ -1,1 +1,1 @@
-"""Ray Serve apps: typed builders `build_app(args) -> Application` for `serve run` and `serve deploy`."""
+"""Ray Serve applications: typed builders, nothing runs at import."""

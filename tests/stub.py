@@ -1,7 +1,8 @@
 """A deterministic endpoint that speaks the OpenAI protocol: `python tests/stub.py --port N`.
 
 Answers depend only on (pixels, prompt, choice index), so two runs against it can be compared byte by byte.
-GET /counts: requests for each 'pixel digest|prompt', how many got an answer, and their total.
+GET /counts: requests for each 'pixel digest|prompt', how many got an answer, their total, and the
+keys that came with them.
 POST /fail {"next": K, "status": 429|500|400...} or {"next": K, "garbage": true}: the next K requests fail so.
 """
 
@@ -50,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     counts: Counter = Counter()
     answered: Counter = Counter()
+    keys: set = set()
     failures: dict = {"next": 0}
     latency = 0.0
 
@@ -65,12 +67,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with LOCK:
-            state = {"counts": dict(self.counts), "answered": dict(self.answered), "total": self.counts.total()}
+            state = {"counts": dict(self.counts), "answered": dict(self.answered), "total": self.counts.total(),
+                     "keys": sorted(self.keys)}  # fmt: skip
         self.send(200, json.dumps(state).encode())
 
     def do_POST(self) -> None:
         data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/fail":
+        if self.path.endswith("/fail"):
             with LOCK:
                 Handler.failures = data
             self.send(200, b"{}")
@@ -83,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt = parts["text"]["text"]
         with LOCK:
             self.counts[f"{image}|{prompt}"] += 1
+            self.keys.add(self.headers["Authorization"])
             failing = self.failures.get("next", 0) > 0
             if failing:
                 self.failures["next"] -= 1

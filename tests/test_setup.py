@@ -109,3 +109,21 @@ def test_licence_is_apache_2_in_full():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "APPENDIX: How to apply the Apache License to your work." in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+def test_readme_names_only_what_exists():
+    """Its links lead to files, and its commands are commands."""
+    from medq_ray.cli import main
+
+    text = (ROOT / "README.md").read_text()
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    assert links and [link for link in sorted(links) if not (ROOT / link).exists()] == []
+    for line in re.findall(r"(?:^|`|\.venv/bin/)medq ((?:[a-z]+ ?)+)", text, re.M):
+        command, context = main, None
+        for word in line.split():
+            context = context or command.make_context("medq", [], resilient_parsing=True)
+            known = command.get_command(context, word) if hasattr(command, "get_command") else None
+            if known is None:
+                assert command is not main, f"README: medq {line}"
+                break
+            command = known

@@ -217,8 +217,10 @@ def export(model: nn.Module, source: Path, target: Path, rank: int) -> None:
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
         dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
+        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied = names - {name for name, _ in model.named_parameters()}  # stored once, under the first name
         shutil.rmtree(target, ignore_errors=True)
-        model.save_pretrained(target, state_dict={k: v.to(dtype) for k, v in state.items()})
+        model.save_pretrained(target, state_dict={k: v.to(dtype) for k, v in state.items() if k not in tied})
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.endswith(WEIGHT_FILES):
                 shutil.copyfile(file, target / file.name)

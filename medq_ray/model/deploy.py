@@ -6,8 +6,6 @@ the other.
 """
 
 import asyncio
-import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medq_ray import config
+from medq_ray import config, console
 from medq_ray.images import data_url
 from medq_ray.model.chat import Client, Endpoint, EndpointError, Sampling
 from medq_ray.model.prompts import messages
+from medq_ray.model.tiny import embedded_checkpoint
+from medq_ray.serving import start_serve
 
 if TYPE_CHECKING:
+    from ray.serve import Application
     from ray.serve.llm import LLMConfig
 
-HOST = "127.0.0.1"
-APP = "vlm"
 POLL = 0.25
 """Seconds between two looks at an engine that starts."""
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint: 'embedded' is the one shipped with the package."""
+    return embedded_checkpoint() if name == "embedded" else Path(name)
 
 
 def resolve_device(device: str) -> str:
@@ -39,17 +43,58 @@ def resolve_device(device: str) -> str:
     return "gpu" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
 
 
-def llm_config(checkpoint: Path, name: str, engine: config.Engine) -> "LLMConfig":
-    """How a checkpoint folder is served under the model name `name`, on one replica.
+class Replica:
+    """What Serve runs: Ray's LLM server and vLLM's own OpenAI app behind it, in one process.
+
+    `ray.serve.llm.build_openai_app` would put a second process with an ingress before it, and would make the driver
+    import vLLM too: two times 11 CPU seconds at each start and 2.4 GB. Nothing of vLLM is imported before the replica
+    is.
+    """
+
+    async def __init__(self, checkpoint: str, name: str, device: str, engine: config.Engine):
+        from ray.serve.llm.deployment import LLMServer
+
+        self.server = LLMServer.sync_init(llm_config(checkpoint, name, device, engine))
+        await self.server.start()
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        return await self.server.__serve_build_asgi_app__()
+
+    async def check_health(self) -> None:
+        await self.server.check_health()
+
+
+def build(checkpoint: Path, name: str, engine: config.Engine) -> "Application":
+    """The Serve application of a checkpoint folder, one replica, as model `name`.
 
     Raises ValueError when the folder is no Hugging Face checkpoint.
     """
-    from ray.serve.llm import LLMConfig
+    from ray import serve
 
     if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint: config.json is missing; give a Hugging Face checkpoint folder")
+        raise ValueError(f"{checkpoint} has no config.json: give the folder of a Hugging Face checkpoint")
     device = resolve_device(engine.device)
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    if device == "cpu":
+        environment["RAYLLM_VLLM_ENGINE_CLS"] = f"{__name__}.local_engine"
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="vlm",
+        num_replicas=1,
+        max_ongoing_requests=10_000,  # vLLM queues
+        max_constructor_retry_count=1,  # a checkpoint that fails once fails again
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5.0,
+        placement_group_bundles=[{"CPU": 1, device.upper(): 1}],
+        ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": environment}},
+    )
+    return deployment.bind(str(checkpoint.resolve()), name, device, engine)
+
+
+def llm_config(checkpoint: str, name: str, device: str, engine: config.Engine) -> "LLMConfig":
+    """How vLLM runs a checkpoint; called in the replica."""
+    from ray.serve.llm import LLMConfig
+
     arguments: dict[str, Any] = {
         "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,
@@ -58,22 +103,14 @@ def llm_config(checkpoint: Path, name: str, engine: config.Engine) -> "LLMConfig
         "enable_prefix_caching": False,  # an image comes first in a prompt: prefixes are hardly ever shared
     }
     if device == "cpu":
-        environment |= {"RAYLLM_VLLM_ENGINE_CLS": f"{__name__}.local_engine"}
         arguments |= {
             "enforce_eager": True,  # compiling takes longer than a demo asks
             "kv_cache_memory_bytes": engine.kv_cache_bytes,
         }
     return LLMConfig(
-        model_loading_config={"model_id": name, "model_source": str(checkpoint.resolve())},
+        model_loading_config={"model_id": name, "model_source": checkpoint},
         accelerator_config={"kind": device},
         engine_kwargs=arguments,
-        runtime_env={"env_vars": environment},
-        deployment_config={
-            "num_replicas": 1,
-            "max_constructor_retry_count": 1,  # a checkpoint that fails once fails again
-            "graceful_shutdown_wait_loop_s": 0.1,
-            "graceful_shutdown_timeout_s": 5.0,
-        },
         experimental_configs={"stream_batching_interval_ms": 0},
         log_engine_metrics=False,
     )
@@ -98,59 +135,36 @@ def local_engine(settings: "LLMConfig") -> Any:
     return LocalEngine(settings)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
-def usable_port(port: int) -> int:
-    """`port`, or a free one for 0. Raises ValueError when something listens on it."""
-    if port == 0:
-        return free_port()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ValueError(
-                f"port {port} is in use: choose another with --set engine.port=..., or 0 for a free one"
-            ) from error
-    return port
-
-
 @contextmanager
 def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine) -> Iterator[str]:
     """Serve `checkpoint` as model `name` while the context lasts; yields the base URL.
 
-    Needs a running Ray with 3 free logical CPUs (or a GPU). One checkpoint at a time: leaving the context stops the
-    engine and frees its memory. Raises ValueError for a port in use or a folder that is no checkpoint, and
-    EndpointError (one line) when the engine is not up within `engine.start_timeout` or does not see images.
+    Needs a running Ray with one free logical CPU (or a GPU). Serve itself stays up for the next checkpoint; leaving
+    the context stops the engine and frees its memory. Raises ValueError for a port in use or a folder that is no
+    checkpoint, and EndpointError (one line) when the engine is not up within `engine.start_timeout` or does not see
+    images.
     """
     from ray import serve
 
     deadline = time.monotonic() + engine.start_timeout
-    port = usable_port(engine.port)
-    serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+    app = build(checkpoint, name, engine)
+    base_url = f"{start_serve(engine.port)}/{name}/v1"
     try:
-        base_url = f"http://{HOST}:{port}/v1"
-        start_app(llm_config(checkpoint, name, engine), deadline)
+        start_app(app, name, deadline)
         asyncio.run(check_sight(Endpoint(base_url, name, timeout=max(1.0, deadline - time.monotonic()), retries=2)))
         yield base_url
     finally:
-        serve.shutdown()
+        serve.delete(name)
 
 
-def start_app(settings: "LLMConfig", deadline: float) -> None:
-    """Deploy and wait until all replicas run. Raises EndpointError when they fail or the deadline passes."""
+def start_app(app: "Application", name: str, deadline: float) -> None:
+    """Deploy under /`name` and wait until the replica runs. Raises EndpointError when it fails or time is up."""
     import ray
     from ray import serve
-    from ray.serve.llm import build_openai_app
 
-    app = build_openai_app({"llm_configs": [settings], "ingress_deployment_config": {"num_replicas": 1}})
-    serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/")], wait_for_applications_running=False)
+    serve.run_many([serve.RunTarget(app, name=name, route_prefix=f"/{name}")], wait_for_applications_running=False)
     log = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
-    while (status := serve.status().applications[APP]).status != "RUNNING":
+    while (status := serve.status().applications[name]).status != "RUNNING":
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise EndpointError(f"the engine failed: {_last_line(status)}; its log is in {log}")
         if time.monotonic() > deadline:
@@ -188,3 +202,25 @@ async def check_sight(endpoint: Endpoint) -> None:
             f"{endpoint.base_url} does not see images: {with_image.prompt_tokens} prompt tokens with one, "
             f"{without.prompt_tokens} without; serve a vision-language checkpoint"
         )
+
+
+def serve_forever(checkpoint: Path, port: int, engine: config.Engine, name: str = "vlm") -> None:
+    """Serve until Ctrl-C, printing the URL and how to ask. Needs a running Ray; raises as `serve_checkpoint`."""
+    with serve_checkpoint(checkpoint, name, engine.model_copy(update={"port": port})) as url:
+        console.say(f"{checkpoint} answers at {url} as model {name!r}; Ctrl-C stops it. For example:")
+        console.say(example(url, name))
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            console.say("stopping")
+
+
+def example(url: str, name: str) -> str:
+    """A shell command that asks about scan.png."""
+    content = (
+        '[{"type": "image_url", "image_url": {"url": "data:image/png;base64,\'$(base64 -w0 scan.png)\'"}}, '
+        '{"type": "text", "text": "Describe the quality of this MRI image."}]'
+    )
+    body = f'{{"model": "{name}", "max_tokens": 48, "messages": [{{"role": "user", "content": {content}}}]}}'
+    return f"curl -s {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"

@@ -35,7 +35,7 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
     for t in range(len(iterations)):
         name = "base" if t == 0 else str(t)
         parts.append(f'<text class="tick" x="{x(t):.1f}" y="{height - 10}" text-anchor="middle">{name}</text>')
-    labels = {}
+    labels, finals = {}, {}
     for split, mark in SERIES:
         points = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s]
         if not points:
@@ -51,11 +51,10 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
             f'<circle class="dot {mark}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"><title>{label(split, s)}</title></circle>'
             for px, py, s in points
         ]
-        labels[split] = (points[-1][0] + 10, points[-1][1], points[-1][2]["accuracy"])
+        labels[split] = (points[-1][0] + 10, points[-1][1])
+        finals[split] = percent(points[-1][2]["accuracy"])
     for split, (px, py) in spread(labels).items():
-        parts.append(
-            f'<text class="end {split}" x="{px:.1f}" y="{py + 4:.1f}">{split} {percent(labels[split][2])}</text>'
-        )
+        parts.append(f'<text class="end {split}" x="{px:.1f}" y="{py + 4:.1f}">{split} {finals[split]}</text>')
     name = "perception" if kind is None else words(kind)
     return figure(width, height, f"{name} accuracy in percent over iterations", parts)
 
@@ -111,13 +110,14 @@ def label(name: str, score: dict) -> str:
     return f"{name}: {percent(score['accuracy'])} % ({percent(low)} to {percent(high)}), n = {score['n']}"
 
 
-def spread(labels: dict[str, tuple[float, float, float]], gap: float = 15.0) -> dict[str, tuple[float, float]]:
-    """Label positions, moved apart until none covers another."""
-    if len(labels) < 2:
-        return {name: (px, py) for name, (px, py, _) in labels.items()}
-    (upper, a), (lower, b) = sorted(labels.items(), key=lambda item: item[1][1])
-    push = max(0.0, gap - (b[1] - a[1])) / 2
-    return {upper: (a[0], a[1] - push), lower: (b[0], b[1] + push)}
+def spread(labels: dict[str, tuple[float, float]], gap: float = 15.0) -> dict[str, tuple[float, float]]:
+    """Label positions (x, y), moved down until none covers the one above it, then all up by half of the last move."""
+    placed, above, push = {}, -math.inf, 0.0
+    for name, (x, y) in sorted(labels.items(), key=lambda item: (item[1][1], item[0])):
+        above = max(y, above + gap)
+        push = above - y
+        placed[name] = (x, above)
+    return {name: (x, y - push / 2) for name, (x, y) in placed.items()}
 
 
 def figure(width: int, height: int, title: str, parts: list[str]) -> str:
@@ -141,11 +141,13 @@ def losses(curves: list[tuple[str, list[tuple[float, float]]]], *, width: int = 
         _, y = at(0, i * tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{i * tick:g}</text>')
+    labels = {}
     for number, (name, points) in enumerate(curves):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
-        x, y = at(*points[-1])
+        labels[name] = at(*points[-1])
         shade = 0.45 + 0.55 * (number + 1) / len(curves)
         parts.append(f'<polyline class="line test thin" style="opacity: {shade:.2f}" points="{path}"/>')
-        parts.append(f'<text class="end test" x="{x + 8:.1f}" y="{y + 4 - 15 * number:.1f}">{escape(name)}</text>')
+    for name, (x, y) in spread(labels).items():
+        parts.append(f'<text class="end test" x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
     parts.append(f'<text class="tick" x="{width - right}" y="{height - 8}" text-anchor="end">{steps:g} steps</text>')
     return figure(width, height, "training loss over steps", parts)

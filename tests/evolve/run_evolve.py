@@ -15,7 +15,7 @@ from medq_ray.model.tiny import embedded_checkpoint
 from medq_ray.schema import VERDICT
 from tests.evolve import fake
 
-CONFIG = Config(evolve=Evolve(learning_rate=5e-4, epochs=5, batch_size=4, tfidf_keep=100))
+CONFIG = Config(evolve=Evolve(learning_rate=5e-4, epochs=8, batch_size=4, tfidf_keep=100))
 
 
 def run(images: list[dict], folder: Path) -> dict:

@@ -8,7 +8,8 @@ import torch
 
 from medq_ray import questions
 from medq_ray.model import tiny
-from medq_ray.model.assets.corpus import Drawn
+from medq_ray.model.assets.corpus import Drawn, everyday_plan
+from medq_ray.model.assets.train_vlm import pixels_of, training_question, world_questions
 from medq_ray.model.prompts import parse_letter, render
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 from medq_ray.synthetic.world import make_image
@@ -40,18 +41,10 @@ def replies(base, asked: list[tuple[np.ndarray, str]], tokens: int = 4) -> list[
 
 def accuracy(base, rows: list[Drawn]) -> float:
     """Share of right letters over the three perception kinds, asked as a world asks."""
-    from medq_ray.model.assets.train_vlm import test_question
-
-    rng = np.random.default_rng(0)
-    asked, gold = [], []
-    for row in rows:
-        image, _ = make_image(*row)
-        for kind in ("yes_no", "what", "how"):
-            prompt, options, letter = test_question(row, kind, rng)
-            asked.append((image, prompt))
-            gold.append((options, letter))
-    said = replies(base, asked)
-    return float(np.mean([parse_letter(r, n) == letter for r, (n, letter) in zip(said, gold, strict=True)]))
+    asked = [q for q in world_questions(rows, 0) if q["options"]]
+    images = [make_image(*row)[0] for row in rows]
+    said = replies(base, [(images[int(q["image_id"])], render(q["text"], q["options"])) for q in asked])
+    return float(np.mean([parse_letter(r, len(q["options"])) == q["answer"] for r, q in zip(said, asked, strict=True)]))
 
 
 def test_base_is_competent_on_everyday_cells_and_blind_to_specific_ones(base):
@@ -98,17 +91,12 @@ def test_chat_template_is_image_newline_text(base):
 
 
 def test_training_sees_the_pixels_that_the_processor_makes(base):
-    from medq_ray.model.assets.train_vlm import pixels_of
-
     image, _ = make_image("ct", "none", "none", FIRST_SEED)
     made = base[1].image_processor(images=[image], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(made, pixels_of(image[None]), rtol=0, atol=1e-5)
 
 
 def test_training_shows_no_specific_degradation():
-    from medq_ray.model.assets.corpus import everyday_plan
-    from medq_ray.model.assets.train_vlm import training_question
-
     rng = np.random.default_rng(0)
     hidden = {questions.DEGRADATION_NAMES[d] for names in DEGRADATIONS.values() for d in names if d not in EVERYDAY}
     for row in everyday_plan(600):

@@ -140,5 +140,5 @@ def test_axis_holds_every_value(shares):
 
 
 def test_labels_do_not_cover_each_other():
-    moved = spread({"dev": (0.0, 50.0, 0.1), "test": (0.0, 52.0, 0.1)})
-    assert abs(moved["dev"][1] - moved["test"][1]) >= 15
+    moved = sorted(y for _, y in spread({"a": (0.0, 50.0), "b": (0.0, 52.0), "c": (0.0, 90.0)}).values())
+    assert all(lower - upper >= 15 for upper, lower in zip(moved, moved[1:], strict=False))

@@ -1,0 +1,80 @@
+"""Fixtures that are dear: one Ray, one vLLM and one stub endpoint for the whole test session."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+STUB = Path(__file__).parent / "stub.py"
+LOGICAL_CPUS = 4
+"""Ray is told of more CPUs than there are: Serve's actors and an engine wait most of the time."""
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A running `tests/stub.py`."""
+
+    url: str
+    """Base URL, up to /v1."""
+
+    def state(self) -> dict:
+        """{"counts": requests by 'pixel digest|prompt', "answered": those with an answer, "total": requests}."""
+        with urllib.request.urlopen(f"{self.url}/counts") as response:
+            return json.load(response)
+
+    def fail(self, count: int, status: int | None = None) -> None:
+        """Let the next `count` requests fail with a status, or with a body that is no completion."""
+        order = {"next": count, "garbage": True} if status is None else {"next": count, "status": status}
+        request = urllib.request.Request(f"{self.url}/fail", json.dumps(order).encode(), method="POST")
+        urllib.request.urlopen(request).close()
+
+
+def start_stub(latency: float = 0.0) -> tuple[subprocess.Popen, Stub]:
+    process = subprocess.Popen(
+        [sys.executable, str(STUB), "--latency", str(latency)], stdout=subprocess.PIPE, text=True
+    )
+    return process, Stub(process.stdout.readline().strip())
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """A fresh stub endpoint."""
+    process, stub = start_stub()
+    yield stub
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def slow_stub() -> Iterator[Stub]:
+    """A stub endpoint that takes 0.2 s to answer, so that a run against it can be killed midway."""
+    process, stub = start_stub(latency=0.2)
+    yield stub
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray."""
+    import ray
+
+    ray.init(num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def vlm_endpoint(ray_local: None) -> Iterator[str]:
+    """Base URL of one vLLM that serves the embedded base model as 'base'."""
+    from medq_ray import config
+    from medq_ray.model.deploy import serve_checkpoint
+    from medq_ray.model.tiny import embedded_checkpoint
+
+    with serve_checkpoint(embedded_checkpoint(), "base", config.Engine()) as url:
+        yield url
