@@ -87,6 +87,13 @@ def test_missing_venv_module_is_one_line(checkout: Path):
     assert "apt-get install python3-venv" in done.stderr
 
 
+def test_missing_libnuma_is_one_line_for_a_user_who_is_not_root(checkout: Path):
+    answers = 'case "$2" in *ctypes*) exit 1;; *ensurepip*) echo present;; *) echo 3.11;; esac'
+    done = make(checkout, "demo", "EXTRA=cpu", "root=", "PYTHON=" + script(checkout / "bare", answers))
+    assert done.returncode != 0 and len(done.stderr.splitlines()) == 1
+    assert "sudo apt-get install libnuma1" in done.stderr
+
+
 def test_second_run_installs_nothing(checkout: Path):
     """With the stamp newer than the lock, make goes straight to the command, whatever PYTHON is."""
     (checkout / ".venv" / "bin").mkdir(parents=True)

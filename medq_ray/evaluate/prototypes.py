@@ -1,7 +1,9 @@
 """Failure prototypes: clusters of failures by what the image looks like and what was asked (paper Sec. 2.2).
 
-Agglomerative clustering, N_c by the silhouette criterion. One linkage tree is built and cut many times. Only the
-visual component of a prototype is used for retrieval (Sec. 2.3).
+Agglomerative clustering, N_c by the silhouette criterion; one linkage tree is built and cut many times. Each modality
+is clustered on its own (our choice): in the space of a CLIP encoder modality outweighs everything else, so that one
+tree over all failures is best cut into the modalities, whose means retrieve anything. Only the visual component of a
+prototype is used for retrieval (Sec. 2.3).
 """
 
 from collections import Counter
@@ -14,23 +16,22 @@ from medq_ray.schema import PROTOTYPE
 
 
 def features(failures: pa.Table, visual: np.ndarray, text_weight: float) -> np.ndarray:
-    """float64 (n, d): unit visual embedding beside `text_weight` times the unit TF-IDF vector of question, expected
-    and given answer.
+    """float64 (n, d): what is particular about the image beside `text_weight` times the unit TF-IDF vector of
+    question, expected and given answer.
 
-    failures: schema.FAILURE, n rows; visual: float32 (n, d_v), their images' embeddings. The paper says only that
-    both kinds of content are combined; TF-IDF and the weight are our choice.
+    failures: schema.FAILURE, n rows of one modality; visual: float32 (n, d_v), their images' embeddings, of which
+    the common mean is removed and the rest scaled to length 1 in the root mean square, so that the weight means the
+    same for every encoder. The paper says only that both kinds of content are combined; the rest is our choice.
     """
-    visual = visual.astype(np.float64)
+    visual = visual.astype(np.float64) - visual.mean(axis=0, dtype=np.float64)
+    scale = np.sqrt((visual**2).sum(axis=1).mean())
+    visual = visual / scale if scale > 1e-6 else np.zeros_like(visual)
     if text_weight == 0:
         return visual
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = [
-        f"{question} expected {expected} given {given}"
-        for question, expected, given in zip(
-            *(failures[name].to_pylist() for name in ("text", "expected", "given")), strict=True
-        )
-    ]
+    columns = (failures[name].to_pylist() for name in ("text", "expected", "given"))
+    texts = [f"{asked} expected {expected} given {given}" for asked, expected, given in zip(*columns, strict=True)]
     return np.hstack([visual, text_weight * TfidfVectorizer().fit_transform(texts).toarray()])
 
 
@@ -72,6 +73,25 @@ def unit_mean(vectors: np.ndarray) -> np.ndarray:
     return (mean / length if length > 1e-9 else vectors[0]).astype(np.float32)
 
 
+def grouped(
+    failures: pa.Table, visual: np.ndarray, text_weight: float, most: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """(row numbers of each cluster, the largest first; silhouette of each row). The modalities that fail share
+    `most` evenly. Says where there was too little to cluster."""
+    modality = np.array(failures["modality"].to_pylist())
+    silhouettes = np.empty(len(modality))
+    groups = []
+    for name in np.unique(modality):
+        rows = np.flatnonzero(modality == name)
+        points = features(failures.take(rows), visual[rows], text_weight)
+        labels, silhouettes[rows] = cluster(points, max(2, most // len(np.unique(modality))))
+        groups += [rows[labels == label] for label in np.unique(labels)]
+        if np.isnan(silhouettes[rows]).any():
+            count = len(np.unique(labels))
+            say(f"  {name}: {len(rows)} failures are too few or too alike to cluster; prototypes: {count}")
+    return sorted(groups, key=lambda members: (-len(members), members[0])), silhouettes
+
+
 def prototypes(failures: pa.Table, images: pa.Table, *, text_weight: float, most: int) -> pa.Table:
     """schema.PROTOTYPE of the failures, the largest cluster first; says what there was too little of to cluster.
 
@@ -83,14 +103,10 @@ def prototypes(failures: pa.Table, images: pa.Table, *, text_weight: float, most
         return PROTOTYPE.empty_table()
     failures = failures.sort_by("question_id")
     row_of = {name: row for row, name in enumerate(images["image_id"].to_pylist())}
-    rows = [row_of[name] for name in failures["image_id"].to_pylist()]
+    rows = np.array([row_of[name] for name in failures["image_id"].to_pylist()])
     embeddings = images["embedding"].combine_chunks()
     embeddings = embeddings.flatten().to_numpy().reshape(len(embeddings), -1)
-    labels, silhouettes = cluster(features(failures, embeddings[rows], text_weight), most)
-    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    groups.sort(key=lambda members: (-len(members), members[0]))
-    if len(groups) == 1 or np.isnan(silhouettes).all():
-        say(f"  {failures.num_rows} failures are too few or too alike to cluster: {len(groups)} prototypes")
+    groups, silhouettes = grouped(failures, embeddings[rows], text_weight, most)
     uris = images["uri"].to_pylist()
     names = images["image_id"].to_pylist()
     table = []

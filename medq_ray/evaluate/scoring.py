@@ -117,7 +117,7 @@ def accuracy(questions: pa.Table, scores: pa.Table) -> dict:
     perception = [row for row in rows if row["kind"] in PERCEPTION_KINDS]
     runs = sum(row["runs"] for row in perception)
     tables = {
-        f"by_{axis}": {value: rated(rates) for value, rates in sorted(values.items())} for axis, values in groups.items()
+        f"by_{axis}": {value: rated(own) for value, own in sorted(values.items())} for axis, values in groups.items()
     }
     unparsed = round(sum(row["unparsed"] for row in perception) / runs, 6) if runs else None
     return rated(row["error_rate"] for row in perception) | {"unparsed": unparsed} | tables

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medq_ray.config import Evolve
 from medq_ray.model.prompts import parse_letter, render
@@ -122,11 +123,11 @@ def duplicate_images(
     """
     new = {sample["image_id"] for sample in samples}
     known = set(earlier["image_id"].to_pylist()) if earlier is not None else set()
-    hashed = set(images["image_id"].to_pylist())
+    used = images.filter(pc.is_in(images["image_id"], value_set=pa.array(sorted(new | known), pa.string())))
+    hashed = set(used["image_id"].to_pylist())
     for sample in samples:
         if sample["image_id"] not in hashed:
             raise ValueError(f"image {sample['image_id']} of question {sample['question_id']} has no perceptual hash")
-    used = images.filter(np.isin(images["image_id"].to_numpy(zero_copy_only=False), sorted(new | known)))
     owners = duplicate_groups(used, radius=settings.phash_radius, tolerance=settings.quality_tolerance)
     trained: dict[str, str] = {}  # owner -> smallest image of its group that an earlier iteration has trained on
     for image in sorted(known & owners.keys()):

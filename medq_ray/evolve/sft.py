@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-
 def train_loop_per_worker(job: dict) -> dict:
     from medq_ray.evolve.worker import train  # torch and transformers load in the workers, not here
 
@@ -67,9 +66,7 @@ def fine_tune(folder: Path, *, samples: Path, checkpoint: Path, config: Config, 
         train_loop_per_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=config.evolve.workers, use_gpu=on_gpus(config)),
-        run_config=RunConfig(
-            name=name, storage_path=str(scratch), checkpoint_config=CheckpointConfig(num_to_keep=1)
-        ),
+        run_config=RunConfig(name=name, storage_path=str(scratch), checkpoint_config=CheckpointConfig(num_to_keep=1)),
     )
     with watched(folder / "metrics.jsonl", pq.read_metadata(samples).num_rows * config.evolve.epochs):
         rates = run(trainer)

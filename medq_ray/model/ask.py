@@ -36,9 +36,7 @@ ANSWER = pa.schema(
 )
 
 
-def ask(
-    prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str, unit: str = "question"
-) -> pa.Table:
+def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str) -> pa.Table:
     """Ask each row of `prompts` (question_id, uri, prompt) `sampling.n` times.
 
     Returns COMPLETION rows sorted by (question_id, run). An unreadable image or a refused request gives rows with an
@@ -57,7 +55,7 @@ def ask(
     known = Cache(cache)
     answers = {key: choices for key in requests if (choices := known.get(key)) is not None}
     pending = [request for key, request in requests.items() if key not in answers]
-    with console.progress(len(rows), label, unit) as bar:
+    with console.progress(len(rows), label, unit="question") as bar:
         bar.initial = len(rows) - sum(len(asked[request["key"]]) for request in pending)  # the rate is of new answers
         bar.update(bar.initial)
         if pending:

@@ -6,6 +6,7 @@ the other.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ class Replica:
     """
 
     async def __init__(self, checkpoint: str, name: str, device: str, engine: config.Engine):
+        if device == "cpu":
+            preload_engine()
         from ray.serve.llm.deployment import LLMServer
 
         self.server = LLMServer.sync_init(llm_config(checkpoint, name, device, engine))
@@ -74,7 +77,7 @@ def build(checkpoint: Path, name: str, engine: config.Engine) -> "Application":
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} has no config.json: give the folder of a Hugging Face checkpoint")
     device = resolve_device(engine.device)
-    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
     if device == "cpu":
         environment["RAYLLM_VLLM_ENGINE_CLS"] = f"{__name__}.local_engine"
     deployment = serve.deployment(
@@ -106,6 +109,10 @@ def llm_config(checkpoint: str, name: str, device: str, engine: config.Engine) -
         arguments |= {
             "enforce_eager": True,  # compiling takes longer than a demo asks
             "kv_cache_memory_bytes": engine.kv_cache_bytes,
+            # A seeded request whose prompt is split over two steps rewinds its generator, which torch cannot do on a CPU:
+            # "CPU Generator does not use offset" kills the engine. So prompts are never split.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(2048, engine.max_model_len),
         }
     return LLMConfig(
         model_loading_config={"model_id": name, "model_source": checkpoint},
@@ -116,14 +123,31 @@ def llm_config(checkpoint: str, name: str, device: str, engine: config.Engine) -
     )
 
 
+def preload_engine() -> None:
+    """Import vLLM's engine in a fork server while this process imports its own half, on the other core; the engine's
+    process is then forked from there and starts with its 11 seconds of imports behind it."""
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"])
+    forkserver.ensure_running()
+
+
 def local_engine(settings: "LLMConfig") -> Any:
-    """Ray's vLLM engine with two processes fewer to start, each of which would import vLLM anew: none that downloads
-    the checkpoint, which is a local folder, and none between engine and model (on a CPU Ray always asks for vLLM's
-    multi-process executor; the model of one replica runs as well inside the engine's own process). Our choice.
+    """Ray's vLLM engine for one replica on a CPU, started in two processes that import vLLM side by side instead of
+    five that do it one after the other. Our choice; each step is what Ray or vLLM would do on a cluster of GPUs:
+
+    - no task that downloads the checkpoint: it is a local folder;
+    - no process to inspect the model class: it is loaded here;
+    - no worker process between engine and model: the executor runs inside the engine's process;
+    - the engine's process comes from `preload_engine` instead of a fresh interpreter.
 
     Called in the replica by Ray through RAYLLM_VLLM_ENGINE_CLS, its hook for engine classes.
     """
+    import multiprocessing
+
+    import vllm.v1.engine.utils
     from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+    from vllm import ModelRegistry
 
     class LocalEngine(VLLMEngine):
         def _prepare_engine_config(self, context: Any) -> tuple:
@@ -131,6 +155,11 @@ def local_engine(settings: "LLMConfig") -> Any:
             engine.parallel_config.distributed_executor_backend = "uni"
             return arguments, frontend, engine
 
+    folder = Path(settings.model_loading_config.model_source)
+    for architecture in json.loads((folder / "config.json").read_text())["architectures"]:
+        if architecture in ModelRegistry.models:
+            ModelRegistry.register_model(architecture, ModelRegistry.models[architecture].load_model_cls())
+    vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("forkserver")
     settings.get_or_create_callback().ctx.run_init_node = False
     return LocalEngine(settings)
 

@@ -31,7 +31,8 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
     for i in range(round((high - low) / step) + 1):
         tick = low + i * step
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+        at = f'x="{left - 8}" y="{y(tick) + 4:.1f}"'
+        parts.append(f'<text class="tick" {at} text-anchor="end">{100 * tick:.0f}</text>')
     for t in range(len(iterations)):
         name = "base" if t == 0 else str(t)
         parts.append(f'<text class="tick" x="{x(t):.1f}" y="{height - 10}" text-anchor="middle">{name}</text>')

@@ -9,7 +9,7 @@ MEMBERS, SELECTED, PASSED_OVER = 7, 14, 7
 """Pictures shown of each prototype: its failures, what it retrieved and selected, what it retrieved only."""
 SHOWN = 6
 """Prototypes of an iteration that are open on the page; the smaller ones are folded."""
-AXES = ("cell", "kind", "severity", "scope")
+AXES = ("cell", "modality", "kind", "severity", "scope")
 
 
 def gallery(run: RunFiles) -> list[dict]:
@@ -25,7 +25,8 @@ def gallery(run: RunFiles) -> list[dict]:
         failures = {f["question_id"]: f for f in run.table(f"{folder}/evaluate/failures.parquet")}
         prototypes.sort(key=lambda p: (-p["size"], p["prototype_id"]))
         cards = [
-            card(run, p, failures, hits.get(p["prototype_id"], []), picks.get(p["prototype_id"], [])) for p in prototypes
+            card(run, p, failures, hits.get(p["prototype_id"], []), picks.get(p["prototype_id"], []))
+            for p in prototypes
         ]
         chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards)})
     return chapters
@@ -63,7 +64,8 @@ def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: list[d
         "picks": len(picks),
         "selected": [picture(run, p["image_id"], p["uri"], p["similarity"]) for p in spaced(picks, SELECTED)],
         "passed": [
-            picture(run, h["image_id"], run.uris.get(h["image_id"]), h["similarity"]) for h in spaced(passed, PASSED_OVER)
+            picture(run, hit["image_id"], run.uris.get(hit["image_id"]), hit["similarity"])
+            for hit in spaced(passed, PASSED_OVER)
         ],
     }
 
@@ -91,20 +93,20 @@ def picture(run: RunFiles, image_id: str, uri: str | None, similarity: float | N
 
 
 def title(mixture: dict[str, float]) -> str:
-    """The most frequent cell, or the modality where failures of many cells meet."""
-    cells = {name: share for name, share in mixture.items() if name.startswith("cell:")}
-    if not cells:
-        return "mixed failures"
-    name, share = max(cells.items(), key=lambda item: (item[1], item[0]))
-    return capability_words(name if share >= 0.4 else f"modality:{name[5:].split('/')[0]}")
+    """The cell of at least two fifths of the members, else the modality of at least half, else neither."""
+    for axis, least in (("cell:", 0.4), ("modality:", 0.5)):
+        share, name = max(((share, name) for name, share in mixture.items() if name.startswith(axis)), default=(0, ""))
+        if share >= least:
+            return capability_words(name)
+    return "several modalities"
 
 
 def mixture_words(mixture: dict[str, float]) -> list[tuple[str, str, float]]:
     """(axis, words, share) of the capabilities that at least a fifth of the members have, by axis."""
-    rows = [
+    ordered = sorted(mixture.items(), key=lambda item: (-item[1], item[0]))
+    return [
         (axis, capability_words(name), share)
         for axis in AXES
-        for name, share in sorted(mixture.items(), key=lambda item: (-item[1], item[0]))
+        for name, share in ordered
         if name.startswith(f"{axis}:") and share >= 0.2
     ]
-    return rows

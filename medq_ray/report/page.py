@@ -43,7 +43,8 @@ def write_report(run_dir: Path) -> Path:
         verdicts=views.verdicts(run),
         costs=views.costs(run),
         settings=views.settings(run),
-        gamma=gamma(run),
+        evaluate=section(run, "evaluate"),
+        own_server=section(run, "engine").get("base_url", "–") != "–",
     )
     thumbnail.cache_clear()
     path = run.root / "report.html"
@@ -53,7 +54,6 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def gamma(run: RunFiles) -> tuple[str, str]:
-    """(gamma, R) of the run as they stand in the captions."""
-    found = {field: value for name, rows in views.settings(run) if name == "evaluate" for field, value, _ in rows}
-    return found.get("gamma", "γ"), found.get("runs", "R")
+def section(run: RunFiles, name: str) -> dict[str, str]:
+    """One section of run.yaml as it is shown; empty without the file."""
+    return {field: value for title, rows in views.settings(run) if title == name for field, value, _ in rows}

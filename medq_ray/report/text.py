@@ -7,7 +7,7 @@ from medq_ray.schema import KINDS
 WIDTH = 110
 KIND_NAMES = {"yes_no": "yes/no", "what": "what", "how": "how", "description": "description"}
 MODALITY_NAMES = {"mri": "MRI", "ct": "CT"}
-ORDER = ("images", "failure_driven", "random", "evaluate", "explore", "annotate", "review", "evolve")
+ORDER = ("selected", "targeted", "failure_driven", "random", "retrieved", "evaluate", "explore", "annotate", "review", "evolve")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -13,7 +13,13 @@ from medq_ray.report.reading import RunFiles
 from medq_ray.report.text import capability_words, interval, kinds_of, p_value, percent, words
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 
-GROUPS = (("by_kind", "question"), ("by_scope", "degradation"), ("by_severity", "severity"), ("by_modality", "modality"))
+GROUPS = (
+    ("by_kind", "question"),
+    ("by_scope", "degradation"),
+    ("by_severity", "severity"),
+    ("by_modality", "modality"),
+)
+"""Axes of metrics.json that base and last checkpoint are compared by, with their headings."""
 SEVERITY_WORDS = {"none": "no degradation"}
 PAPER = {  # Table 3 of the paper: cold start and later iterations
     "human review rate": ("100 %", "18 %"),
@@ -30,7 +36,7 @@ def headline(run: RunFiles) -> dict:
     first, last = rows[0]["test"], rows[-1]["test"]
     low, high = (100 * bound for bound in compared["ci95"])
     difference = 100 * compared["difference"]
-    settled = compared["p_mcnemar"] < 0.05
+    picks = [pick for row in rows for pick in selected(run, row["t"])]
     return {
         "base": percent(first["accuracy"]),
         "last": percent(last["accuracy"]),
@@ -38,13 +44,19 @@ def headline(run: RunFiles) -> dict:
         "size": f"{abs(difference):.1f}",
         "interval": f"{low:+.1f} to {high:+.1f}".replace("-", "−"),
         "p": p_value(compared["p_mcnemar"]),
-        "settled": settled,
+        "settled": compared["p_mcnemar"] < 0.05,
         "n": compared["n"],
         "trainings": sum("trained_on" in row for row in rows),
-        "images": sum(row["selected"].get("images", 0) for row in rows if "selected" in row),
+        "images": len(picks),
+        "targeted": sum(pick["strategy"] == "failure_driven" for pick in picks),
         "gained": compared.get("gained"),
         "lost": compared.get("lost"),
     }
+
+
+def selected(run: RunFiles, t: int) -> list[dict]:
+    """The images that iteration t selected."""
+    return run.table(f"iter-{t:02d}/explore/selection.parquet")
 
 
 def simulated(run: RunFiles) -> list[str]:
@@ -86,7 +98,9 @@ def accuracies(run: RunFiles) -> dict:
     kinds = kinds_of(run.summary)
 
     def cell(score: dict | None) -> tuple[str, str] | None:
-        return (percent(score["accuracy"]), interval(score["ci95"])) if score and score["accuracy"] is not None else None
+        if score is None or score["accuracy"] is None:
+            return None
+        return percent(score["accuracy"]), interval(score["ci95"])
 
     rows = [
         {"t": row["t"], "checkpoint": row["checkpoint"], "split": split, "n": row[split]["n"],
@@ -106,14 +120,14 @@ def work(run: RunFiles) -> list[dict]:
 
     rows = []
     for row in run.summary["iterations"]:
-        folder = f"iter-{row['t']:02d}"
+        folder, picks = f"iter-{row['t']:02d}", selected(run, row["t"])
         failures = run.columns(f"{folder}/evaluate/failures.parquet")
         prototypes = run.columns(f"{folder}/evaluate/prototypes.parquet")
         rows.append({
             "t": row["t"], "last": "trained_on" not in row,
-            "failures": failures.num_rows if failures else row.get("failures"),
-            "prototypes": prototypes.num_rows if prototypes else row.get("prototypes"),
-            "images": row.get("selected", {}).get("images"), "random": row.get("selected", {}).get("random"),
+            "failures": "–" if failures is None else failures.num_rows,
+            "prototypes": "–" if prototypes is None else prototypes.num_rows,
+            "images": len(picks), "random": sum(pick["strategy"] == "random" for pick in picks),
             "routes": listed(row.get("routes")), "verdicts": listed(row.get("verdicts")),
             "dropped": listed(row.get("dropped")), "trained_on": row.get("trained_on"),
             "seconds": round(sum(row["seconds"].values())),
@@ -157,8 +171,7 @@ def composition(run: RunFiles) -> dict | None:
     pool = [row["image_id"] for row in run.pool]
     picks = {}
     for row in run.summary["iterations"]:
-        selection = run.table(f"iter-{row['t']:02d}/explore/selection.parquet")
-        if selection:
+        if selection := selected(run, row["t"]):
             picks[row["t"]] = selection
     if not pool or not picks:
         return None

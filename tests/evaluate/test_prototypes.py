@@ -8,7 +8,7 @@ from medq_ray.evaluate.prototypes import cluster, prototypes
 from medq_ray.questions import capabilities
 from medq_ray.schema import FAILURE, PROTOTYPE, embedded_image_schema
 
-CELLS = [("mri", "motion"), ("ct", "metal"), ("ct", "ring"), ("fundus", "haze")]
+CELLS = [("mri", "motion"), ("ct", "metal"), ("ct", "ring"), ("mri", "bias_field")]
 
 
 def units(vectors: np.ndarray) -> np.ndarray:
@@ -80,6 +80,27 @@ def test_order_of_rows_changes_nothing():
         most=12,
     )
     assert shuffled.equals(prototypes(failures, images, text_weight=0.5, most=12))
+
+
+def test_a_prototype_has_one_modality_even_if_modalities_look_alike():
+    failures, images, _ = planted(24)
+    flat = pa.array([[1.0] + [0.0] * 15] * 24, images.schema.field("embedding").type)
+    images = images.set_column(images.schema.get_field_index("embedding"), images.schema.field("embedding"), flat)
+    modality = dict(zip(failures["question_id"].to_pylist(), failures["modality"].to_pylist(), strict=True))
+    for row in prototypes(failures, images, text_weight=0.5, most=12).to_pylist():
+        assert len({modality[name] for name in row["members"]}) == 1
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+def test_a_common_direction_of_all_images_changes_no_cluster(scale):
+    """Encoders put all images into a narrow cone; the clusters must not depend on how narrow."""
+    failures, images, cells = planted(40)
+    vectors = np.array(images["embedding"].to_pylist())
+    cone = units(np.eye(16)[0] + scale * vectors)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(cone.ravel()), 16)
+    images = images.set_column(images.schema.get_field_index("embedding"), images.schema.field("embedding"), column)
+    for row in prototypes(failures, images, text_weight=0.5, most=12).to_pylist():
+        assert len({cells[name.split("-")[0]] for name in row["members"]}) == 1
 
 
 @pytest.mark.parametrize(("count", "clusters"), [(0, 0), (1, 1), (2, 2)])

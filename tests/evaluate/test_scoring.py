@@ -98,8 +98,8 @@ def test_accuracy_is_the_micro_average_and_leaves_descriptions_out():
         question("c", "how", degradation="none", severity="none"),
         question("d", "description", text),
     ]
-    runs = [completion(name, run, reply) for name, replies in
-            {"a": "AA", "b": "AB", "c": "BB", "d": [text, text]}.items() for run, reply in enumerate(replies)]  # fmt: skip
+    replies = {"a": "AA", "b": "AB", "c": "BB", "d": [text, text]}
+    runs = [completion(name, run, reply) for name, own in replies.items() for run, reply in enumerate(own)]
     questions, completions = tables(asked, runs)
     result = accuracy(questions, score(questions, completions, 0.6))
     assert result["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3) and result["n"] == 3

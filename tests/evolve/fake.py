@@ -58,7 +58,8 @@ def question(image: dict, kind: str) -> dict:
 def truth(image: dict, asked: dict) -> str:
     if asked["kind"] == "description":
         return questions.describe(image["modality"], image["degradation"], image["severity"])
-    return questions.gold_letter(asked["kind"], asked["text"], asked["options"], image["degradation"], image["severity"])
+    seen = image["degradation"], image["severity"]
+    return questions.gold_letter(asked["kind"], asked["text"], asked["options"], *seen)
 
 
 def annotation(asked: dict, label: str, **changes) -> dict:

@@ -109,12 +109,11 @@ def test_an_image_of_an_earlier_iteration_stays_before_a_new_one(images):
     alike = [{**row, "phash": 7} if row in twins else row for row in images]
     tables = fake.tables(images) | {"images": fake.hashes(alike)}
     rows = tables["annotations"].to_pylist()
-    samples, _ = curate(
-        tables["questions"], with_rows(tables, [r for r in rows if r["image_id"] == twins[1]["image_id"]])["annotations"],
-        tables["verdicts"], tables["images"], earlier=None, held_out=set(), settings=SETTINGS, iteration=0,
-    )  # fmt: skip
+    first = [row for row in rows if row["image_id"] == twins[1]["image_id"]]
+    samples, _ = run(with_rows(tables, first), iteration=0)
+    earlier = pa.Table.from_pylist(list(samples.values()), schema=schema.SAMPLE)
     left = [row for row in rows if row["image_id"] != twins[1]["image_id"]]
-    _, drops = run(with_rows(tables, left), earlier=samples, iteration=1)
+    _, drops = run(with_rows(tables, left), earlier=earlier, iteration=1)
     assert {drop["keeper"] for drop in drops.values()} == {twins[1]["image_id"]} and len(drops) == 4
 
 

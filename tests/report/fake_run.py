@@ -24,7 +24,7 @@ from medq_ray.schema import (
 )  # fmt: skip
 from medq_ray.synthetic.world import make_image
 
-GOOD = ["accept", "edit", "reject"]
+VERDICTS = ["accept", "edit", "reject"]
 
 
 def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, size: int = 56, seed: int = 0) -> Path:
@@ -35,8 +35,8 @@ def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, siz
     images += [make(world, "dev", i, rng, size) for i in range(dev)]
     write_table(world / "truth.parquet", [{**row, "parameters": "{}"} for row in images], TRUTH)
     embedded = [row | {"phash": 0, "sharpness": 1.0, "noise": 0.1, "embedding": [1.0, 0.0]} for row in images]
-    write_table(run / "pool" / "images.parquet",
-                [{k: r[k] for k in embedded_image_schema(2).names} for r in embedded], embedded_image_schema(2))  # fmt: skip
+    schema = embedded_image_schema(2)
+    write_table(run / "pool" / "images.parquet", [{k: r[k] for k in schema.names} for r in embedded], schema)
     config = Config(recipe="demo", seed=seed, explore=Explore(budget=24), loop=Loop(max_iterations=max(1, iterations)))
     run.joinpath("run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     ledger, rows = Ledger(run / "ledger.jsonl"), []
@@ -99,7 +99,8 @@ def evaluated(folder: Path, t: int, dev: list[dict], rng: np.random.Generator) -
     rates, failures = {}, []
     for modality, names in DEGRADATIONS.items():
         for name in ("none", *names):
-            e = float(np.clip((0.15 if name in EVERYDAY or name == "none" else 0.75) - 0.2 * t + rng.normal(0, 0.1), 0, 1))
+            start = 0.15 if name in (*EVERYDAY, "none") else 0.75
+            e = float(np.clip(start - 0.2 * t + rng.normal(0, 0.1), 0, 1))
             rates[f"cell:{modality}/{name}"] = {"e": round(e, 3), "failures": round(20 * e), "questions": 20}
     for kind in KINDS:
         rates[f"kind:{kind}"] = {"e": 0.4 - 0.1 * t, "failures": 20, "questions": 50}
@@ -110,10 +111,12 @@ def evaluated(folder: Path, t: int, dev: list[dict], rng: np.random.Generator) -
         failures.append({
             "question_id": f"q{i:05d}", "image_id": image["image_id"], "uri": image["uri"], "kind": KINDS[i % 3],
             "modality": image["modality"], "text": text, "expected": image["degradation"].replace("_", " "),
-            "given": next(o for o in options if o != image["degradation"].replace("_", " ")), "error_rate": 0.8 + 0.2 * (i % 2),
+            "given": next(o for o in options if o != image["degradation"].replace("_", " ")),
+            "error_rate": 0.8 + 0.2 * (i % 2),
             "capabilities": ask.capabilities(KINDS[i % 3], image["modality"], image["degradation"], image["severity"]),
         })  # fmt: skip
-    prototypes = [p for j, m in enumerate(MODALITIES) if (p := prototype(j, [f for f in failures if f["modality"] == m]))]
+    groups = [[f for f in failures if f["modality"] == modality] for modality in MODALITIES]
+    prototypes = [prototype(number, members) for number, members in enumerate(groups) if members]
     out = folder / "evaluate"
     write_table(out / "failures.parquet", failures, FAILURE)
     write_table(out / "prototypes.parquet", prototypes, PROTOTYPE)
@@ -129,9 +132,7 @@ def evaluated(folder: Path, t: int, dev: list[dict], rng: np.random.Generator) -
             "seconds": {"evaluate": 61.4}}, prototypes  # fmt: skip
 
 
-def prototype(number: int, members: list[dict]) -> dict | None:
-    if not members:
-        return None
+def prototype(number: int, members: list[dict]) -> dict:
     names = sorted({c for m in members for c in m["capabilities"]})
     mixture = {c: sum(c in m["capabilities"] for m in members) / len(members) for c in names}
     return {"prototype_id": number, "size": len(members), "members": [m["question_id"] for m in members],
@@ -144,7 +145,8 @@ def improved(folder: Path, t: int, prototypes: list[dict], pool: list[dict], rng
     hits, selection = [], []
     for p in prototypes:
         modality = MODALITIES[p["prototype_id"]]
-        near = [row for row in pool if row["modality"] == modality and (row["degradation"] != "none" or rng.random() < 0.2)]
+        alike = [row for row in pool if row["modality"] == modality]
+        near = [row for row in alike if row["degradation"] != "none" or rng.random() < 0.2]
         for k, row in enumerate(near):
             similarity = 0.97 - 0.2 * k / len(near)
             hits.append({"image_id": row["image_id"], "prototype_id": p["prototype_id"], "similarity": similarity})
@@ -158,14 +160,14 @@ def improved(folder: Path, t: int, prototypes: list[dict], pool: list[dict], rng
     routes = ["cold_start"] * len(questions) if t == 0 else \
         rng.choice(["oracle", "expert", "self", "dropped"], len(questions), p=[0.3, 0.2, 0.45, 0.05]).tolist()
     annotations = [{
-        "question_id": q["question_id"], "image_id": q["image_id"], "oracle_text": "A", "oracle_model": "simulated-oracle",
-        "oracle_simulated": True, "self_text": "" if t == 0 else "B", "self_model": "" if t == 0 else f"iteration-{t}",
+        "question_id": q["question_id"], "image_id": q["image_id"], "oracle_text": "A",
+        "oracle_model": "simulated-oracle", "oracle_simulated": True, "self_text": "" if t == 0 else "B", "self_model": "" if t == 0 else f"iteration-{t}",
         "entropy": None if t == 0 else 0.3, "agreement": None if t == 0 else 0.6, "route": route, "reason": "made up",
         "label": "A", "labelled_by": "oracle",
     } for q, route in zip(questions, routes, strict=True)]  # fmt: skip
     verdicts = [{
-        "question_id": a["question_id"], "image_id": a["image_id"], "action": str(rng.choice(GOOD, p=[0.63, 0.29, 0.08])),
-        "before": "A", "after": "A", "reviewer": "simulated-expert", "simulated": True, "seconds": 30.0,
+        "question_id": a["question_id"], "image_id": a["image_id"],
+        "action": str(rng.choice(VERDICTS, p=[0.63, 0.29, 0.08])), "before": "A", "after": "A", "reviewer": "simulated-expert", "simulated": True, "seconds": 30.0,
     } for a in annotations if a["route"] in ("cold_start", "expert")]  # fmt: skip
     samples = [{
         "question_id": q["question_id"], "image_id": q["image_id"], "uri": q["uri"], "kind": q["kind"],
@@ -185,9 +187,9 @@ def improved(folder: Path, t: int, prototypes: list[dict], pool: list[dict], rng
     (folder / "evolve" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
     drawn = sum(row["strategy"] == "random" for row in selection)
     return {
-        "selected": {"images": len(selection), "failure_driven": len(selection) - drawn, "random": drawn},
+        "selected": {"retrieved": len(hits), "selected": len(selection), "targeted": len(selection) - drawn},
         "routes": {route: routes.count(route) for route in sorted(set(routes))},
-        "verdicts": {action: sum(v["action"] == action for v in verdicts) for action in GOOD},
+        "verdicts": {action: sum(v["action"] == action for v in verdicts) for action in VERDICTS},
         "dropped": {step: sum(d["step"] == step for d in drops) for step in ("phash", "rejected", "tfidf")},
         "trained_on": len(samples),
         "seconds": {"evaluate": 61.4, "explore": 2.1, "annotate": 20.7 + 11 * t, "review": 0.4, "evolve": 74.9},

@@ -107,7 +107,9 @@ def test_missing_images_become_placeholders(run):
     assert "image not found" in page(run)
 
 
-@pytest.mark.parametrize("gone", ["iter-00/explore", "iter-01/annotate", "iter-01/evolve", "pool", "ledger.jsonl", "run.yaml"])
+@pytest.mark.parametrize(
+    "gone", ["iter-00/explore", "iter-01/annotate", "iter-01/evolve", "pool", "ledger.jsonl", "run.yaml"]
+)
 def test_a_missing_part_costs_its_section_only(run, gone):
     path = run / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()

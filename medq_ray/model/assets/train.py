@@ -19,12 +19,13 @@ from medq_ray.model.encoder import load_encoder
 
 PLANS = {
     "everyday": corpus.everyday_plan(32_000),
+    "textures": list(range(6_000)),
     "specific": corpus.specific_plan(18_000),
     "balanced": corpus.balanced_plan(900),
     "retrieval": corpus.retrieval_plan(each=55, common=2850),
 }
-NEEDED = {"vlm": ("everyday", "balanced"), "encoder": ("everyday", "specific", "retrieval")}
-SEE, ANSWER, CONTRAST = 1500, 3000, 1200
+NEEDED = {"vlm": ("everyday", "textures", "balanced"), "encoder": ("everyday", "specific", "retrieval")}
+SEE, READ, ANSWER, CONTRAST = 1300, 500, 2600, 1200
 """Steps."""
 
 
@@ -35,7 +36,8 @@ def images_of(scratch: Path, name: str) -> np.ndarray:
 def vlm(scratch: Path, out: Path, seed: int) -> None:
     """One process of the base model's training; the first writes and reports."""
     images = images_of(scratch, "everyday")
-    model, processor, turns = train_vlm.train(images, PLANS["everyday"], SEE, ANSWER, seed)
+    textures = images_of(scratch, "textures")
+    model, processor, turns = train_vlm.train(images, PLANS["everyday"], textures, (SEE, READ, ANSWER), seed)
     if distributed.get_rank() == 0:
         tiny.save(model, processor, out)
         (out / "model.safetensors").chmod(0o644)
