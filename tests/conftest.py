@@ -5,13 +5,14 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 STUB = Path(__file__).parent / "stub.py"
-LOGICAL_CPUS = 4
+LOGICAL_CPUS = 8
 """Ray is told of more CPUs than there are: Serve's actors and an engine wait most of the time."""
 
 
@@ -34,29 +35,34 @@ class Stub:
         urllib.request.urlopen(request).close()
 
 
-def start_stub(latency: float = 0.0) -> tuple[subprocess.Popen, Stub]:
-    process = subprocess.Popen(
-        [sys.executable, str(STUB), "--latency", str(latency)], stdout=subprocess.PIPE, text=True
-    )
-    return process, Stub(process.stdout.readline().strip())
+@contextmanager
+def running_stub(*options: str) -> Iterator[Stub]:
+    """A fresh stub endpoint."""
+    with subprocess.Popen([sys.executable, str(STUB), *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Stub(process.stdout.readline().strip())
+        finally:
+            process.kill()
 
 
 @pytest.fixture
 def stub() -> Iterator[Stub]:
-    """A fresh stub endpoint."""
-    process, stub = start_stub()
-    yield stub
-    process.kill()
-    process.wait()
+    with running_stub() as stub:
+        yield stub
 
 
 @pytest.fixture
 def slow_stub() -> Iterator[Stub]:
-    """A stub endpoint that takes 0.2 s to answer, so that a run against it can be killed midway."""
-    process, stub = start_stub(latency=0.2)
-    yield stub
-    process.kill()
-    process.wait()
+    """Takes 0.2 s to answer, so that a run against it can be killed midway."""
+    with running_stub("--latency", "0.2") as stub:
+        yield stub
+
+
+@pytest.fixture
+def blind_stub() -> Iterator[Stub]:
+    """Ignores images."""
+    with running_stub("--blind") as stub:
+        yield stub
 
 
 @pytest.fixture(scope="session")

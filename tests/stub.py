@@ -54,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     keys: set = set()
     failures: dict = {"next": 0}
     latency = 0.0
+    blind = False
 
     def log_message(self, *_: object) -> None:
         pass
@@ -81,9 +82,7 @@ class Handler(BaseHTTPRequestHandler):
             self.complete(data)
 
     def complete(self, data: dict) -> None:
-        parts = {part["type"]: part for part in data["messages"][-1]["content"]}
-        image = pixel_digest(from_data_url(parts["image_url"]["image_url"]["url"]))
-        prompt = parts["text"]["text"]
+        image, prompt = read(data["messages"][-1]["content"])
         with LOCK:
             self.counts[f"{image}|{prompt}"] += 1
             self.keys.add(self.headers["Authorization"])
@@ -98,10 +97,19 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"Retry-After": "0.1"} if status == 429 else {}
             self.send(status, json.dumps({"error": {"message": f"told to fail with {status}"}}).encode(), headers)
         else:
-            body = json.dumps(completion(data, image, prompt)).encode()
+            seen = image if not self.blind else ""
+            body = json.dumps(completion(data, seen, prompt)).encode()
             with LOCK:
                 self.answered[f"{image}|{prompt}"] += 1
             self.send(200, body)
+
+
+def read(content: str | list[dict]) -> tuple[str, str]:
+    """(pixel digest, text) of a message; without an image the digest is ''."""
+    if isinstance(content, str):
+        return "", content
+    parts = {part["type"]: part for part in content}
+    return pixel_digest(from_data_url(parts["image_url"]["image_url"]["url"])), parts["text"]["text"]
 
 
 def completion(data: dict, image: str, prompt: str) -> dict:
@@ -113,7 +121,7 @@ def completion(data: dict, image: str, prompt: str) -> dict:
             tokens = [{"token": "t", "logprob": value, "bytes": None, "top_logprobs": []} for value in logprobs]
             choice["logprobs"] = {"content": tokens}
         choices.append(choice)
-    prompt_tokens = 16 + math.ceil(len(prompt) / 4)
+    prompt_tokens = (16 if image else 0) + math.ceil(len(prompt) / 4)
     used = sum(max(1, len(choice["message"]["content"].split())) for choice in choices)
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": used, "total_tokens": prompt_tokens + used}
     return {"id": "stub", "object": "chat.completion", "created": 0, "model": data["model"], "choices": choices,
@@ -128,8 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one, which is printed")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--blind", action="store_true", help="ignore images, as a text model does")
     options = parser.parse_args()
-    Handler.latency = options.latency
+    Handler.latency, Handler.blind = options.latency, options.blind
     server = Server(("127.0.0.1", options.port), Handler)
     print(f"http://127.0.0.1:{server.server_address[1]}/v1", flush=True)
     server.serve_forever()

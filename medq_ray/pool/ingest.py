@@ -4,6 +4,7 @@ Ray Data streams the rows through actors that each hold one encoder; pixels live
 rows of a few hundred bytes come back.
 """
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -98,6 +99,16 @@ def first_of_each(images: pa.Table) -> tuple[pa.Table, list[dict]]:
     return images.take(kept), drops
 
 
+def actor_count(blocks: int) -> int:
+    """One actor a core, but none for fewer than four blocks: loading torch and the encoder takes about as long as
+    embedding a thousand images. Cores are counted, since a local Ray may have been told of more CPUs than there are."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    cores = min(nodes * (os.cpu_count() or 1), int(ray.cluster_resources().get("CPU", 1)))
+    return max(1, min(blocks // 4, cores))
+
+
 def ingest(folder: Path, images: pa.Table, *, encoder: Encoder) -> dict:
     """Write `images.parquet` (schema.embedded_image_schema, sorted by image_id) and `quarantine.parquet`
     (schema.DROP: files that do not decode or hold other pixels than their id says, and repeated ids).
@@ -113,7 +124,7 @@ def ingest(folder: Path, images: pa.Table, *, encoder: Encoder) -> dict:
     # inputs give equal bytes (the last bits of a matrix product depend on the batch).
     blocks = [images.slice(i, encoder.batch_size) for i in range(0, images.num_rows, encoder.batch_size)]
     source = ray.data.from_arrow(blocks)  # starts Ray if need be
-    actors = max(1, min(len(blocks), int(ray.cluster_resources().get("CPU", 1))))
+    actors = actor_count(len(blocks))
     rows = source.map_batches(
         Embed,
         fn_constructor_kwargs={"encoder": encoder.name},

@@ -27,9 +27,7 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
         return top + (height - top - bottom) * (high - share) / (high - low)
 
     parts = []
-    step = 0.1 if high - low <= 0.6 else 0.2
-    for i in range(round((high - low) / step) + 1):
-        tick = low + i * step
+    for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         at = f'x="{left - 8}" y="{y(tick) + 4:.1f}"'
         parts.append(f'<text class="tick" {at} text-anchor="end">{100 * tick:.0f}</text>')
@@ -71,9 +69,7 @@ def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: 
 
     height = 30 + sum(26 + row_height * len(rows) for _, rows in groups)
     parts, y = [], 22
-    step = 0.1 if high - low <= 0.6 else 0.2
-    for i in range(round((high - low) / step) + 1):
-        tick = low + i * step
+    for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="20" y2="{height - 6}"/>')
         parts.append(f'<text class="tick" x="{x(tick):.1f}" y="13" text-anchor="middle">{100 * tick:.0f}</text>')
     for heading, rows in groups:
@@ -89,7 +85,8 @@ def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: 
                 parts.append(f'<circle class="dot {mark}" cx="{x(score["accuracy"]):.1f}" cy="{at}" r="3.5">'
                              f"<title>{label(name, score)}</title></circle>")  # fmt: skip
             change = 100 * (last["accuracy"] - base["accuracy"])
-            parts.append(f'<text class="change" x="{width}" y="{middle + 4}" text-anchor="end">{change:+.1f}</text>')
+            text = f"{change:+.1f}".replace("-", "−")
+            parts.append(f'<text class="change" x="{width}" y="{middle + 4}" text-anchor="end">{text}</text>')
     return figure(width, height, "test accuracy of the base and the last checkpoint by group, in percent", parts)
 
 
@@ -104,6 +101,13 @@ def axis(shares: list[float]) -> tuple[float, float]:
     low = math.floor(10 * min(shares, default=0) + 1e-9) / 10
     high = math.ceil(10 * max(shares, default=1) - 1e-9) / 10
     return (low, max(high, low + 0.2)) if low <= 0.8 else (0.8, 1.0)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Every ten percent, or every twenty on a long axis, between whole tens."""
+    step = 1 if high - low <= 0.6 + 1e-9 else 2
+    first = -(-round(10 * low) // step) * step
+    return [tenth / 10 for tenth in range(first, round(10 * high) + 1, step)]
 
 
 def label(name: str, score: dict) -> str:

@@ -90,18 +90,16 @@ def test_two_workers_equal_one_process_of_plain_torch(unbroken):
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / len(batch)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
-            rounding = 1e-4 if epoch == 0 else 3e-2  # Adam divides by it where gradients are tiny, so it grows
+            rounding = 1e-5 if epoch == 0 else 3e-2  # Adam makes steps of the noise in tiny gradients, so it grows
             assert loss.item() == pytest.approx(step["loss"], rel=rounding)
             assert norm.item() == pytest.approx(step["grad_norm"], rel=rounding)
-            print(epoch, loss.item() / step["loss"] - 1, norm.item() / step["grad_norm"] - 1)
             optimizer.param_groups[0]["lr"] = learning_rate(step["step"], STEPS_AN_EPOCH * settings["epochs"], settings)
             optimizer.step()
             optimizer.zero_grad()
     exported = dict(load_model(folder / "checkpoint").named_parameters())
     plain = torch.cat([p.detach().flatten() for p in model.parameters()])
     ours = torch.cat([exported[name].detach().flatten() for name, _ in model.named_parameters()])
-    print((plain - start).norm(), (ours - plain).norm())
-    assert (ours - plain).norm() < 3e-2 * (plain - start).norm()
+    assert (ours - plain).norm() < 1e-2 * (plain - start).norm()
 
 
 def test_the_export_answers(unbroken):

@@ -96,11 +96,11 @@ def test_nothing_to_ingest_is_refused():
 
 
 @pytest.mark.engine
-def test_ingest_on_ray_is_complete_sorted_and_repeats_byte_for_byte(tmp_path):
+def test_ingest_on_ray_is_complete_sorted_and_repeats_byte_for_byte(tmp_path, ray_local):
     rows, _ = damaged(tmp_path)
     rows += [write(tmp_path, seed, ("pool", "dev", "test")[seed % 3])[0] for seed in range(10, 60)]
     rows.append(write(tmp_path, 10, "dev", "again.png")[0] | {"patient": rows[6]["patient"]})
-    encoder = Encoder(batch_size=16)
+    encoder = Encoder(batch_size=4)  # 14 blocks, enough for two actors
     counts = ingest(tmp_path / "a", table(rows), encoder=encoder)
     ingest(tmp_path / "b", table(rows[::-1]), encoder=encoder)
     assert counts == {"images": 53, "quarantined": 4, "pool": 19, "dev": 17, "test": 17}
@@ -117,7 +117,7 @@ def test_ingest_on_ray_is_complete_sorted_and_repeats_byte_for_byte(tmp_path):
 
 
 @pytest.mark.engine
-def test_a_pool_without_one_readable_image_is_refused(tmp_path):
+def test_a_pool_without_one_readable_image_is_refused(tmp_path, ray_local):
     row, _ = write(tmp_path, 1)
     Path(row["uri"]).write_bytes(b"no image")
     with pytest.raises(ValueError, match="none of 1 images could be read"):

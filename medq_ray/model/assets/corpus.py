@@ -86,7 +86,8 @@ def _draw_chunk(task: tuple[str, int, list[Drawn] | list[int]]) -> None:
 
 
 def draw_missing(plan: list[Drawn] | list[int], path: Path, workers: int = 2) -> None:
-    """Draw `plan` (medical images, or seeds of textures) into `path`, uint8 (len(plan), SIZE, SIZE, 3), by worker processes; a finished file is kept."""
+    """Draw `plan` (medical images, or seeds of textures) into `path`, uint8 (len(plan), SIZE, SIZE, 3), by worker
+    processes; a finished file is kept."""
     if path.exists():
         return
     unfinished = path.with_suffix(".part")

@@ -87,7 +87,7 @@ def write_folder(folder: Path) -> None:
 
 
 def build(folder: Path, seed: int):
-    """(randomly initialised model with DCT patch filters, open_clip tokenizer) of a folder that `write_folder` wrote."""
+    """(random model with DCT patch filters, open_clip tokenizer) of a folder that `write_folder` wrote."""
     import open_clip
 
     with torch.random.fork_rng(devices=[]):

@@ -92,7 +92,8 @@ class Turns:
     def about_text(self, text: str, prompt: str) -> list[int]:
         """Ids of a turn in which a description stands where the image would."""
         turn = {"role": "user", "content": f"{text}\n{prompt}"}
-        return self.tokenizer(self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)).input_ids
+        text = self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text).input_ids
 
     def batch(self, pairs: list[tuple[str | list[int], str]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids, weights), both (N, L) and padded on the right; weights are of predicting ids, 0 outside answers.
@@ -216,7 +217,9 @@ def learn_to_answer(model, turns: Turns, images: np.ndarray, plan: list[Drawn], 
 
 
 @torch.no_grad()
-def verdicts(model, turns: Turns, images: np.ndarray, plan: list[Drawn], seed: int = 0) -> list[tuple[Drawn, str, bool]]:
+def verdicts(
+    model, turns: Turns, images: np.ndarray, plan: list[Drawn], seed: int = 0
+) -> list[tuple[Drawn, str, bool]]:
     """(row, kind, right) of every perception question on every image, by the greedy first token."""
     asked = world_questions(plan, seed)
     model.eval()
