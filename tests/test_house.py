@@ -16,12 +16,13 @@ FLOORS = {
     "evaluate": 4, "explore": 4, "annotate": 4, "review": 4, "evolve": 4,
     "report": 5, "loop": 5,
     "experiments": 6,
-    "cli": 7, "__main__": 7, "jobs": 7, "serve_apps": 7,
+    "cli": 7, "serve_apps": 7,
+    "jobs": 8,  # each calls one command
 }  # fmt: skip
 HOMES = {
     "vllm": {"medq_ray/model/deploy.py", "serve_apps/vlm.py"},
     "ray.serve.llm": {"medq_ray/model/deploy.py", "serve_apps/vlm.py"},
-    "open_clip": {"medq_ray/model/encoder.py"},
+    "open_clip": {"medq_ray/model/encoder.py", "medq_ray/model/assets/train_encoder.py"},
     "faiss": {"medq_ray/pool/search.py"},
     "openai": {"medq_ray/model/chat.py"},
     "sqlalchemy": {"medq_ray/review/store.py"},

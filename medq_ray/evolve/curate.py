@@ -2,6 +2,10 @@
 
 Four rules in this order, each writing its drops: the label (rejected, unreviewed or unusable), the leak check,
 perceptual-hash deduplication, TF-IDF diversity of the descriptions. None depends on the order of rows.
+
+An image whose description repeats what enough others say goes with all its questions (our choice): where most images
+are clean, training on every one of them teaches the answer "none". In the demo's first iteration 60 % of the labelled
+images are clean; trained on all of them, dev accuracy on specific degradations fell from 29 % to 22 %.
 """
 
 from typing import Any
@@ -65,11 +69,12 @@ def curate(
     reviewed = {question_id for question_id, verdict in judged.items() if verdict["action"] != "reject"}
     texts = {sample["question_id"]: sample["answer"] for sample in samples if sample["kind"] == "description"}
     similar = near_duplicate_texts(texts, reviewed, settings.tfidf_threshold, settings.tfidf_keep)
+    repeated = {sample["image_id"]: similar[sample["question_id"]] for sample in samples if sample["question_id"] in similar}
     for sample in samples:
-        if sample["question_id"] in similar:
-            reason = f"description within TF-IDF cosine {settings.tfidf_threshold} of {settings.tfidf_keep} kept"
-            drop(sample, "diversity", reason, similar[sample["question_id"]])
-    samples = [sample for sample in samples if sample["question_id"] not in similar]
+        if sample["image_id"] in repeated:
+            reason = f"image described within TF-IDF cosine {settings.tfidf_threshold} of {settings.tfidf_keep} kept"
+            drop(sample, "diversity", reason, repeated[sample["image_id"]])
+    samples = [sample for sample in samples if sample["image_id"] not in repeated]
     drops.sort(key=lambda row: row["id"])
     return pa.Table.from_pylist(samples, schema=SAMPLE), pa.Table.from_pylist(drops, schema=DROP)
 
