@@ -140,6 +140,15 @@ def test_near_duplicate_descriptions_keep_the_reviewed_then_the_smallest_id():
     assert near_duplicate_texts({}, set(), 0.95, 1) == {}
 
 
+def test_an_image_whose_description_repeats_goes_with_all_its_questions(images):
+    samples, drops = run(fake.tables(images), settings=Evolve(tfidf_keep=1, tfidf_threshold=0.0))
+    kept = {sample["image_id"] for sample in samples.values()}
+    dropped = {question_id.partition("-")[0] for question_id in drops}
+    assert len(kept) == 1 and len(dropped) == 5 and not kept & dropped
+    assert {drop["step"] for drop in drops.values()} == {"diversity"} and len(drops) == 20
+    assert {drop["keeper"] for drop in drops.values()} == {f"{min(kept)}-description"}
+
+
 def test_descriptions_of_other_degradations_severities_and_modalities_are_no_near_duplicates():
     texts = {
         f"{modality}/{name}/{severity}": questions.describe(modality, name, severity)
