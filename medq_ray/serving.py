@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 LOOPBACK = "127.0.0.1"
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+"""On two busy cores a proxy can take longer to start than the 15 seconds after which Serve would replace it."""
 
 
 def free_port() -> int:
@@ -45,7 +47,9 @@ def start_serve(port: int = 0) -> str:
             except OSError as error:
                 raise ValueError(f"engine.port={port} is in use; set another port, or 0 for a free one") from error
     port = port or free_port()
-    serve.start(http_options={"host": LOOPBACK, "port": port})
+    serve.start(
+        http_options={"host": LOOPBACK, "port": port}, controller_options={"runtime_env": {"env_vars": PATIENCE}}
+    )
     return f"http://{LOOPBACK}:{port}"
 
 

@@ -61,7 +61,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+        base = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        for name, value in (base | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -245,5 +245,5 @@ def _read_lines(path: Path) -> dict[str, list[Choice]]:
             key, choices = json.loads(line)
             answers[key] = [Choice(*choice) for choice in choices]
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: damaged answer; delete the file, its questions are asked anew") from error
+            raise ValueError(f"{path}:{number}: damaged; delete the file, its questions are asked anew") from error
     return answers

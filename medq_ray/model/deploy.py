@@ -77,7 +77,12 @@ def build(checkpoint: Path, name: str, engine: config.Engine) -> "Application":
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} has no config.json: give the folder of a Hugging Face checkpoint")
     device = resolve_device(engine.device)
-    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # compiled modules are kept: importing vLLM takes 11 CPU seconds, else 27
+    }
     if device == "cpu":
         environment["RAYLLM_VLLM_ENGINE_CLS"] = f"{__name__}.local_engine"
     deployment = serve.deployment(
@@ -108,9 +113,10 @@ def llm_config(checkpoint: str, name: str, device: str, engine: config.Engine) -
     if device == "cpu":
         arguments |= {
             "enforce_eager": True,  # compiling takes longer than a demo asks
+            "mm_processor_cache_gb": 0.25,  # decoded images, kept in two processes; the default of 4 would fill up
             "kv_cache_memory_bytes": engine.kv_cache_bytes,
-            # A seeded request whose prompt is split over two steps rewinds its generator, which torch cannot do on a CPU:
-            # "CPU Generator does not use offset" kills the engine. So prompts are never split.
+            # A seeded request whose prompt is split over two steps rewinds its generator, which torch cannot do on a
+            # CPU: "CPU Generator does not use offset" kills the engine. So prompts are never split.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(2048, engine.max_model_len),
         }
@@ -128,7 +134,7 @@ def preload_engine() -> None:
     process is then forked from there and starts with its 11 seconds of imports behind it."""
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload(["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"])
+    forkserver.set_forkserver_preload(["medq_ray.model.tether", "vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"])
     forkserver.ensure_running()
 
 

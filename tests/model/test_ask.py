@@ -52,8 +52,8 @@ def test_what_the_cache_knows_needs_neither_ray_nor_endpoint(tmp_path):
 
 
 def test_no_questions_are_no_rows(tmp_path):
-    table = ask(write_prompts(tmp_path, 0).cast(pa.schema([(name, pa.string()) for name in ("question_id", "uri", "prompt")])),
-                Endpoint("http://127.0.0.1:1/v1", "m"), SAMPLING, tmp_path / "cache", "asking")  # fmt: skip
+    none = pa.schema([(name, pa.string()) for name in ("question_id", "uri", "prompt")]).empty_table()
+    table = ask(none, Endpoint("http://127.0.0.1:1/v1", "m"), SAMPLING, tmp_path / "cache", "asking")
     assert table.num_rows == 0 and table.schema == COMPLETION
 
 
@@ -69,8 +69,8 @@ def test_every_question_is_asked_once_and_a_bad_image_is_one_bad_row(ray_local, 
     state = stub.state()
     assert state["total"] == len(state["counts"]) == 68  # 71 questions, one a twin and two without an image
     rows = table.to_pylist()
-    assert [(row["question_id"], row["run"]) for row in rows] == sorted((q, r) for q in prompts["question_id"].to_pylist()
-                                                                        for r in (0, 1))  # fmt: skip
+    expected = sorted((question, run) for question in prompts["question_id"].to_pylist() for run in (0, 1))
+    assert [(row["question_id"], row["run"]) for row in rows] == expected
     failed = {row["question_id"]: row["error"] for row in rows if row["error"]}
     assert set(failed) == {"q003", "q004"} and all(error.startswith("unreadable image: ") for error in failed.values())
     answers = {(row["question_id"], row["run"]): row["text"] for row in rows}
@@ -112,8 +112,8 @@ from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, Sampling
 folder, url = Path(sys.argv[1]), sys.argv[2]
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-table = ask(pq.read_table(folder / "prompts.parquet"), Endpoint(url, "m", concurrency=4), Sampling(n=2, temperature=0.7),
-            folder / "cache", "asking")
+prompts, endpoint = pq.read_table(folder / "prompts.parquet"), Endpoint(url, "m", concurrency=4)
+table = ask(prompts, endpoint, Sampling(n=2, temperature=0.7), folder / "cache", "asking")
 pq.write_table(table, folder / "completions.parquet")
 """
 
