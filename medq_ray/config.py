@@ -126,6 +126,9 @@ class Evolve(Section):
     """Peak of the cosine schedule (Sec. 3.1: 2e-5, for 8B models)."""
     epochs: int = Field(3, ge=1)
     """Sec. 3.1: 3."""
+    answer_loss: Literal["sum", "mean"] = "sum"
+    """How the token losses of one answer are joined. Eq. 4 sums them; 'mean' lets a letter weigh as much as a
+    description of 25 tokens, which a small model needs to keep its letters (our choice for the demo)."""
     batch_size: int = Field(48, ge=1)
     """Samples a step over all workers. Our choice."""
     warmup: float = Field(0.05, ge=0, le=1)

@@ -214,7 +214,7 @@ class Loop:
                 pool=self.split("pool"),
                 taken=taken,
             ),
-            sections=("explore",),
+            sections=("explore", "evolve"),  # near-duplicates are defined in evolve
             inputs={"evaluate": evaluated.fingerprint} | {step.path.parent.name: step.fingerprint for step in earlier},
         )
 

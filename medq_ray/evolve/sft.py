@@ -35,7 +35,7 @@ def train_loop_per_worker(job: dict) -> dict:
 def fine_tune(folder: Path, *, samples: Path, checkpoint: Path, config: Config, iteration: int) -> dict:
     """Train `checkpoint` on the SAMPLE rows of `samples`; writes folder/checkpoint and folder/metrics.jsonl.
 
-    metrics.jsonl has a line a step: step, epoch, loss (eq. 4: nats a sample), answer_tokens, grad_norm, lr, samples.
+    metrics.jsonl has a line a step: step, epoch, loss (nats a sample, by `answer_loss`), answer_tokens, grad_norm, lr, samples.
     Times are not among them, since equal inputs give equal files; they are returned, for this attempt: seconds in
     all, seconds_starting (Ray's workers, imports, encoding, checkpoints, export), samples_stepped (each as often as
     it was seen) and samples_per_second while stepping.
@@ -117,8 +117,7 @@ def watched(metrics: Path, total: int) -> Iterator[None]:
             text = metrics.read_text() if metrics.exists() else ""
             steps = [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
             if steps:
-                loss = steps[-1]["loss"] * steps[-1]["samples"] / steps[-1]["answer_tokens"]
-                bar.set_postfix({"nats/token": f"{loss:.3f}"}, refresh=False)
+                bar.set_postfix({"loss": f"{steps[-1]['loss']:.3f}"}, refresh=False)
             bar.update(sum(step["samples"] for step in steps) - bar.n)
 
     watcher = threading.Thread(target=watch, daemon=True)

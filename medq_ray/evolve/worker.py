@@ -66,7 +66,7 @@ def train(job: dict) -> dict:
             step += 1
             lr = learning_rate(step, steps_an_epoch * settings["epochs"], settings)
             ids = [samples[i]["question_id"] for i in mine]
-            numbers = take_step(model, optimizer, inputs, ids, step, len(batch), lr, settings["clip_norm"])
+            numbers = take_step(model, optimizer, inputs, ids, step, len(batch), lr, settings)
             stepped += len(batch)
             if log:
                 line = {"step": step, "epoch": epoch, **numbers, "lr": lr, "samples": len(batch)}
@@ -130,13 +130,15 @@ def without_loss(encoded: Encoded) -> Encoded:
     return {**tokens, "labels": torch.full_like(tokens["labels"], IGNORED)}, others
 
 
-def sample_losses(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """float32 (N,): the inner sum of eq. 4, negative log-likelihood of each sample's answer tokens in nats."""
+def sample_losses(model: nn.Module, inputs: dict[str, Tensor], joined: str = "sum") -> Tensor:
+    """float32 (N,): the inner sum of eq. 4, negative log-likelihood of each sample's answer tokens in nats; with
+    `joined` 'mean', that per answer token."""
     logits = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).logits[:, :-1]
     targets = inputs["labels"][:, 1:]
     answer = targets != IGNORED
     losses = nn.functional.cross_entropy(logits[answer].float(), targets[answer], reduction="none")
-    return torch.zeros(len(targets), device=losses.device).index_add(0, answer.nonzero()[:, 0], losses)
+    sums = torch.zeros(len(targets), device=losses.device).index_add(0, answer.nonzero()[:, 0], losses)
+    return sums if joined == "sum" else sums / answer.sum(1).clamp(min=1)
 
 
 def take_step(
@@ -147,17 +149,18 @@ def take_step(
     step: int,
     batch_size: int,
     lr: float,
-    clip_norm: float,
+    settings: dict,
 ) -> dict[str, float]:
     """One optimizer step on this rank's `inputs` of a global batch: {loss, answer_tokens, grad_norm} of the batch.
 
-    The loss is eq. 4: summed over an answer's tokens, averaged over the samples of the global batch. Raises
-    ValueError on every rank, before weights change, when loss or gradient is not finite.
+    The loss is eq. 4: summed over an answer's tokens (or averaged, by `settings["answer_loss"]`), then averaged over
+    the samples of the global batch. Raises ValueError on every rank, before weights change, when loss or gradient is
+    not finite.
     """
-    losses = sample_losses(model, inputs)
+    losses = sample_losses(model, inputs, settings["answer_loss"])
     world = dist.get_world_size()
     (losses.sum() * world / batch_size).backward()  # FSDP2 averages gradients over ranks
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
     totals = torch.stack([losses.detach().sum().double(), (inputs["labels"] != IGNORED).sum().double()])
     dist.all_reduce(totals)
     numbers = {"loss": totals[0].item() / batch_size, "answer_tokens": int(totals[1].item())}

@@ -93,8 +93,9 @@ def test_loss_is_the_hand_computed_one_on_answer_tokens_only(processor, encoded,
     from medq_ray.evolve.dataset import collate
     from medq_ray.evolve.worker import sample_losses
 
-    losses = sample_losses(model, collate(encoded, processor.tokenizer.pad_token_id))
-    for loss, (tokens, others) in zip(losses.tolist(), encoded, strict=True):
+    batch = collate(encoded, processor.tokenizer.pad_token_id)
+    losses, means = (sample_losses(model, batch, joined).tolist() for joined in ("sum", "mean"))
+    for loss, mean, (tokens, others) in zip(losses, means, encoded, strict=True):
         ids, answer = tokens["input_ids"], (tokens["labels"][0] >= 0).nonzero()[:, 0].tolist()
         with torch.no_grad():
             logits = model(input_ids=ids, **others).logits[0].double()
@@ -104,6 +105,7 @@ def test_loss_is_the_hand_computed_one_on_answer_tokens_only(processor, encoded,
             by_hand += math.log(sum(math.exp(s - scores.max()) for s in scores.tolist())) + float(scores.max())
             by_hand -= float(scores[ids[0, position]])
         assert loss == pytest.approx(by_hand, rel=1e-4)
+        assert mean == pytest.approx(by_hand / len(answer), rel=1e-4)
 
 
 def test_a_sample_without_loss_adds_nothing(processor, encoded, model):
@@ -149,7 +151,7 @@ def test_nan_stops_before_the_weights_change_and_names_the_samples(processor, sa
     ids = [sample["question_id"] for sample in samples[:2]]
     inputs = collate(poisoned, processor.tokenizer.pad_token_id)
     with pytest.raises(ValueError, match=f"step 7: loss nan.*1 samples.*{ids[1]}"):
-        worker.take_step(model, optimizer, inputs, ids, 7, 2, 1e-3, 1.0)
+        worker.take_step(model, optimizer, inputs, ids, 7, 2, 1e-3, {"clip_norm": 1.0, "answer_loss": "sum"})
     assert all(torch.equal(p.full_tensor(), old) for p, old in zip(model.parameters(), before, strict=True))
 
 

@@ -117,3 +117,21 @@ def test_a_port_in_use_is_named_before_anything_starts():
         port = taken.getsockname()[1]
         done = subprocess.run([sys.executable, "-c", script, str(port)], capture_output=True, text=True, timeout=120)
     assert f"ValueError: engine.port={port} is in use" in done.stderr and done.returncode == 1
+
+
+@pytest.mark.engine
+def test_a_killed_driver_leaves_no_engine_behind():
+    script = (
+        "import ray, time; from medq_ray import config; from medq_ray.model import deploy\n"
+        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
+        "with deploy.serve_checkpoint(deploy.embedded_checkpoint(), 'm', config.Engine()):\n"
+        "    print('up', flush=True); time.sleep(600)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert driver.stdout.readline() == b"up\n"
+    started = psutil.Process(driver.pid).children(recursive=True)
+    assert any(ENGINE in " ".join(process.cmdline()) for process in started)
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
