@@ -2,8 +2,8 @@
 
 Real vision towers come from millions of photographs: they have seen glare, shadows, rings, stripes and double images,
 though never in a scan and never as a finding. These textures stand for the photographs: patches, blobs and grain with
-generic effects of random strength. The tower learns to measure the effects, so that a little fine-tuning can build on
-it. Without them its features collapse onto the everyday cells. All our choice.
+generic effects of random strength. The tower learns to measure the effects, so that fine-tuning can build on it.
+README.md has what that was worth. All our choice.
 """
 
 import numpy as np

@@ -99,7 +99,7 @@ def build(folder: Path, seed: int):
 
 
 def save(model, folder: Path) -> None:
-    """Weights in float16: half the size, and cosines move by less than 1e-3."""
+    """Weights in float16, half the size."""
     from safetensors.torch import save_file
 
     path = folder / "open_clip_model.safetensors"

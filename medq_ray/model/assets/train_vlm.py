@@ -7,8 +7,8 @@ wording is known; rarely, because a model that reads them only as wrong learns '
 Three stages, as real models have them. The vision tower and projector learn to see: they tell the everyday cells
 apart and measure effects in textures (linear heads, thrown away). The language model learns to read: it answers
 questions about described images, all degradations among them, for knowing the word 'motion' is not having seen it.
-Then both learn to answer about images. Without the textures the tower's features are no better for unseen degradations
-than random ones; without reading, 'what' and 'how' stay at chance for the first 1,500 steps of answering.
+Then both learn to answer about images. Without reading, the loss of answering stayed for 1,400 steps where 'what' and
+'how' are at chance. Few-shot probes of unseen degradations: 48 % without textures, 53 % with, 52 % for a random tower.
 """
 
 from functools import lru_cache
@@ -201,7 +201,7 @@ def learn_to_see(
 
 def learn_to_answer(model, turns: Turns, images: np.ndarray, plan: list[Drawn], steps: int, seed: int) -> None:
     """Stage 3: projector and language model, 16 images a step with one question of each kind, loss on answer tokens
-    only. The vision tower stays as it is: trained on, it forgets whatever the everyday cells do not need."""
+    only. The vision tower stays as it is, so that it keeps what the textures taught it."""
     rng = np.random.default_rng([seed, 2])
     queue = list(batches(len(plan), 16, steps, rng))
     draws = np.random.default_rng([seed, 2, share_of().start])
