@@ -7,6 +7,7 @@ the other.
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -240,7 +241,11 @@ async def check_sight(endpoint: Endpoint) -> None:
 
 
 def serve_forever(checkpoint: Path, port: int, engine: config.Engine, name: str = "vlm") -> None:
-    """Serve until Ctrl-C, printing the URL and how to ask. Needs a running Ray; raises as `serve_checkpoint`."""
+    """Serve until Ctrl-C, printing the URL and how to ask; starts Ray where none runs. Raises as `serve_checkpoint`."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False)
     with serve_checkpoint(checkpoint, name, engine.model_copy(update={"port": port})) as url:
         console.say(f"{checkpoint} answers at {url} as model {name!r}; Ctrl-C stops it. For example:")
         console.say(example(url, name))
