@@ -37,12 +37,15 @@ def resolve_checkpoint(name: str) -> Path:
 
 
 def resolve_device(device: str) -> str:
-    """'cpu' or 'gpu'; 'auto' takes a GPU if the running Ray has one."""
+    """'cpu' or 'gpu'; 'auto' takes a GPU if the running Ray has one or, where none runs yet (`serve run` and `serve
+    build` call builders before), if this machine has one."""
     if device != "auto":
         return device
     import ray
 
-    return "gpu" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    if ray.is_initialized():
+        return "gpu" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    return "gpu" if Path("/dev/nvidia0").exists() else "cpu"
 
 
 class Replica:
