@@ -4,8 +4,9 @@ Four rules in this order, each writing its drops: the label (rejected, unreviewe
 perceptual-hash deduplication, TF-IDF diversity of the descriptions. None depends on the order of rows.
 
 An image whose description repeats what enough others say goes with all its questions (our choice): where most images
-are clean, training on every one of them teaches the answer "none". In the demo's first iteration 60 % of the labelled
-images are clean; trained on all of them, dev accuracy on specific degradations fell from 29 % to 22 %.
+are clean, training on every one of them teaches the answer "none". In one first iteration half of the
+400 labelled images were clean; trained on all of them at 2e-4, an earlier base model's dev accuracy on specific
+degradations fell from 29 % to 22 % (one run).
 """
 
 from typing import Any
