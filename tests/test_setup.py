@@ -1,5 +1,6 @@
 """What a fresh machine meets first: the lock, the Makefile's one-line errors, the licence."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -57,7 +58,11 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    """As a user calls it; under `make test` the environment would make it a sub-make that announces its folders."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
 
 
 def script(path: Path, text: str) -> str:

@@ -32,8 +32,14 @@ POLL = 0.25
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: 'embedded' is the one shipped with the package."""
-    return embedded_checkpoint() if name == "embedded" else Path(name)
+    """The folder of a checkpoint: 'embedded' is the one shipped with the package.
+
+    Raises ValueError when the folder is no Hugging Face checkpoint.
+    """
+    folder = embedded_checkpoint() if name == "embedded" else Path(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint")
+    return folder
 
 
 def resolve_device(device: str) -> str:
@@ -72,14 +78,9 @@ class Replica:
 
 
 def build(checkpoint: Path, name: str, engine: config.Engine) -> "Application":
-    """The Serve application of a checkpoint folder, one replica, as model `name`.
-
-    Raises ValueError when the folder is no Hugging Face checkpoint.
-    """
+    """The Serve application of a checkpoint folder, one replica, as model `name`."""
     from ray import serve
 
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} has no config.json: give the folder of a Hugging Face checkpoint")
     device = resolve_device(engine.device)
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -179,9 +180,8 @@ def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine) -> Iter
     """Serve `checkpoint` as model `name` while the context lasts; yields the base URL.
 
     Needs a running Ray with one free logical CPU (or a GPU). Serve itself stays up for the next checkpoint; leaving
-    the context stops the engine and frees its memory. Raises ValueError for a port in use or a folder that is no
-    checkpoint, and EndpointError (one line) when the engine is not up within `engine.start_timeout` or does not see
-    images.
+    the context stops the engine and frees its memory. Raises ValueError for a port in use, and EndpointError (one
+    line) when the engine is not up within `engine.start_timeout` or does not see images.
     """
     from ray import serve
 
@@ -248,7 +248,8 @@ def serve_forever(checkpoint: Path, port: int, engine: config.Engine, name: str 
     import ray
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False)
+        dashboard = None if os.environ.get("RAY_ADDRESS") else False
+        ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level="WARNING")
     with serve_checkpoint(checkpoint, name, engine.model_copy(update={"port": port})) as url:
         console.say(f"{checkpoint} answers at {url} as model {name!r}; Ctrl-C stops it. For example:")
         console.say(example(url, name))

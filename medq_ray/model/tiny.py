@@ -151,6 +151,8 @@ def build(seed: int) -> tuple[InternVLForConditionalGeneration, InternVLProcesso
             "image_size": [SIZE, SIZE],
             "patch_size": [PATCH, PATCH],
             "use_qk_norm": False,
+            "attention_bias": True,
+            "layer_norm_eps": 1e-5,
             "layer_scale_init_value": 1.0,
         },
         text_config={

@@ -16,7 +16,7 @@ import pytest
 from medq_ray import config
 from medq_ray.images import data_url
 from medq_ray.model.chat import Client, Endpoint, EndpointError, Reply, Sampling
-from medq_ray.model.deploy import build, check_sight, resolve_checkpoint, serve_checkpoint
+from medq_ray.model.deploy import check_sight, resolve_checkpoint, serve_checkpoint
 from medq_ray.model.prompts import messages
 from medq_ray.model.tiny import embedded_checkpoint
 
@@ -41,11 +41,12 @@ def engines() -> int:
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path} has no config\.json"):
-        build(tmp_path, "m", config.Engine(device="cpu"))
+        resolve_checkpoint(str(tmp_path))
 
 
 def test_embedded_is_the_shipped_checkpoint(tmp_path):
     assert resolve_checkpoint("embedded") == embedded_checkpoint()
+    (tmp_path / "config.json").write_text("{}")
     assert resolve_checkpoint(str(tmp_path)) == tmp_path
 
 

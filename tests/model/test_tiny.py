@@ -47,6 +47,18 @@ def accuracy(base, rows: list[Drawn]) -> float:
     return float(np.mean([parse_letter(r, len(q["options"])) == q["answer"] for r, q in zip(said, asked, strict=True)]))
 
 
+def test_the_vision_tower_is_the_encoders(base):
+    """The mean patch of both towers agrees up to the encoder's half precision: it was copied whole and then frozen."""
+    from medq_ray.model.encoder import load_encoder
+
+    images = np.stack([make_image(m, DEGRADATIONS[m][2], "severe", FIRST_SEED)[0] for m in MODALITIES])
+    visual = load_encoder("embedded").model.visual
+    with torch.inference_mode():
+        ours = base[0].model.vision_tower(pixels_of(images)).last_hidden_state[:, 1:].mean(1)
+        theirs, _ = visual._pool(visual.transformer(visual._embeds(pixels_of(images))))
+    torch.testing.assert_close(visual.ln_post(ours), theirs, rtol=0.01, atol=0.01)
+
+
 def test_base_is_competent_on_everyday_cells_and_blind_to_specific_ones(base):
     usual = [(m, d) for m in MODALITIES for d in DEGRADATIONS[m] if d in EVERYDAY]
     specific = [(m, d) for m in MODALITIES for d in DEGRADATIONS[m] if d not in EVERYDAY]

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from medq_ray.model.assets.textures import picture
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 from medq_ray.synthetic.world import make_image
 
@@ -78,16 +77,15 @@ def retrieval_plan(each: int, common: int) -> list[Drawn]:
     return rows
 
 
-def _draw_chunk(task: tuple[str, int, list[Drawn] | list[int]]) -> None:
+def _draw_chunk(task: tuple[str, int, list[Drawn]]) -> None:
     path, start, rows = task
     images = np.lib.format.open_memmap(path, mode="r+")
     for i, row in enumerate(rows):
-        images[start + i] = picture(row, SIZE) if isinstance(row, int) else make_image(*row, size=SIZE)[0]
+        images[start + i] = make_image(*row, size=SIZE)[0]
 
 
-def draw_missing(plan: list[Drawn] | list[int], path: Path, workers: int = 2) -> None:
-    """Draw `plan` (medical images, or seeds of textures) into `path`, uint8 (len(plan), SIZE, SIZE, 3), by worker
-    processes; a finished file is kept."""
+def draw_missing(plan: list[Drawn], path: Path, workers: int = 2) -> None:
+    """Draw `plan` into `path`, uint8 (len(plan), SIZE, SIZE, 3), by worker processes; a finished file is kept."""
     if path.exists():
         return
     unfinished = path.with_suffix(".part")

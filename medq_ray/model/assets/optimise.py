@@ -18,24 +18,18 @@ from torch.nn import functional as F
 WORLD = 2
 
 
-def float32_attention(module, query, key, value, mask, scaling=None, dropout=0.0, is_causal=None, **_):
-    """Attention in float32 for transformers' registry: the CPU's bfloat16 kernel takes four times as long here.
+_attention = F.scaled_dot_product_attention
 
-    Ignores the mask: padding is on the right, so causal attention never sees it.
-    """
-    causal = module.is_causal if is_causal is None else is_causal
+
+def float32_attention(query, key, value, *arguments, **named):
+    """Attention in float32 under autocast: the CPU's bfloat16 kernel takes four times as long here."""
     with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), is_causal=causal, scale=scaling
-        )
-    return mixed.transpose(1, 2).contiguous().to(query.dtype), None
+        return _attention(query.float(), key.float(), value.float(), *arguments, **named).to(query.dtype)
 
 
 def _enter(rank: int, work: Callable, store: str, arguments: tuple) -> None:
-    from transformers import AttentionInterface
-
     torch.set_num_threads(1)
-    AttentionInterface.register("float32_attention", float32_attention)
+    F.scaled_dot_product_attention = float32_attention
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     work(*arguments)
     distributed.destroy_process_group()

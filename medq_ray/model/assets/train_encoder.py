@@ -1,5 +1,6 @@
 """Trains the embedded encoder from scratch: `python -m medq_ray.model.assets.train encoder`.
 
+Its vision tower has InternVL's shape (no norm before the blocks), so that the base model can start from it.
 Contrastive training on captions, as CLIP, with two changes that few distinct captions call for: images of one caption
 are all positives of each other (supervised contrastive loss), and a batch is compared with every caption there is.
 """
@@ -15,7 +16,7 @@ from medq_ray import questions
 from medq_ray.model import tiny
 from medq_ray.model.assets.corpus import Drawn
 from medq_ray.model.assets.optimise import optimise, share_of
-from medq_ray.model.assets.train_vlm import load
+from medq_ray.model.assets.train_vlm import WEIGHTS, load
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 
 WIDTH, DIM, CONTEXT = 128, 128, 48
@@ -46,6 +47,7 @@ def config() -> dict:
                 "layers": 4,
                 "width": WIDTH,
                 "head_width": 32,
+                "no_ln_pre": True,
                 "patch_size": tiny.PATCH,
                 "pool_type": "avg",
                 "final_ln_after_pool": True,
@@ -102,7 +104,7 @@ def save(model, folder: Path) -> None:
     """Weights in float16, half the size."""
     from safetensors.torch import save_file
 
-    path = folder / "open_clip_model.safetensors"
+    path = folder / WEIGHTS
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
     path.chmod(0o644)
 
