@@ -139,6 +139,29 @@ def test_learning_rate_rises_then_falls_to_almost_nothing():
     assert learning_rate(1, 1, {"learning_rate": 1.0, "warmup": 0.0}) > 0
 
 
+def test_a_unit_for_each_block_or_one_for_all_is_the_same_step(processor, samples, encoded, one_rank, monkeypatch):
+    """The embedded model's blocks are too small for units of their own; a real model's are not."""
+    from torch.distributed.fsdp import FSDPModule
+
+    from medq_ray.evolve import worker
+    from medq_ray.evolve.dataset import collate
+
+    inputs = collate(encoded, processor.tokenizer.pad_token_id)
+    units, weights = [], []
+    for smallest in (worker.UNIT, 1):
+        monkeypatch.setattr(worker, "UNIT", smallest)
+        model = worker.sharded(worker.load_model(embedded_checkpoint()), torch.device("cpu"))
+        units.append(sum(isinstance(module, FSDPModule) for module in model.modules()))
+        optimizer = worker.new_optimizer(model, {"learning_rate": 1e-3, "weight_decay": 0.0})
+        ids = [sample["question_id"] for sample in samples]
+        settings = {"clip_norm": 1.0, "answer_loss": "sum"}
+        worker.take_step(model, optimizer, inputs, ids, 1, len(ids), 1e-3, settings)
+        weights.append({name: p.full_tensor() for name, p in model.named_parameters()})
+    assert units == [1, 8]  # four blocks that see, three that read, and the rest
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_nan_stops_before_the_weights_change_and_names_the_samples(processor, samples, encoded, model, one_rank):
     from medq_ray.evolve import worker
     from medq_ray.evolve.dataset import collate
