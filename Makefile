@@ -1,4 +1,4 @@
-# make demo   one closed loop on the embedded default; prints the table and the report's path
+# make demo   the closed loop on the embedded models; prints tables and the report's path (ARGS='--seed 1 ...')
 # make test   the whole test suite
 # make lock   resolve requirements-cpu.lock anew from pyproject.toml
 #
@@ -29,7 +29,7 @@ sudo apt-get install libnuma1))
 .PHONY: demo test install lock
 
 demo: $(STAMP)
-	.venv/bin/medq demo
+	.venv/bin/medq demo $(ARGS)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest

@@ -24,10 +24,11 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context):
         from medq_ray.model.chat import EndpointError
+        from medq_ray.serving import EngineError
 
         try:
             return super().invoke(ctx)
-        except (ValueError, EndpointError, FileNotFoundError, PermissionError) as error:
+        except (ValueError, EndpointError, EngineError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
             raise UserError(" ".join(str(error).split())) from error
@@ -45,7 +46,7 @@ def main(debug: bool) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @SET
 def demo(run_dir: Path, seed: int, assignments: tuple[str, ...]) -> None:
-    """One closed loop on the embedded models and a synthetic world: no GPU, no account, about ten minutes.
+    """One closed loop on the embedded models and a synthetic world: no GPU, no account, about eleven minutes.
 
     Example:  medq demo --run-dir runs/seed-1 --seed 1
     """
@@ -72,16 +73,17 @@ def run(recipe: str | None, config_path: Path | None, seed: int | None, run_dir:
 
 
 def start(chosen: config.Config, run_dir: Path) -> None:
-    """Run the loop, write its report and print the table. Also what `jobs/run_loop.py` calls."""
+    """Run the loop; each iteration ends with its table and the report. Also what `jobs/run_loop.py` calls."""
     from medq_ray import loop
+    from medq_ray.console import say
     from medq_ray.report import iteration_table, write_report
+
+    def show(summary: dict) -> None:
+        say(f"\n{iteration_table(summary)}\n\nreport: {write_report(run_dir)}")
 
     click.echo(f"medq_ray {__version__}: recipe {chosen.recipe}, seed {chosen.seed}, run directory {run_dir}")
     click.echo(f"the engines' own messages go to {run_dir / loop.LOG}")
-    summary = loop.run(chosen, run_dir)
-    path = write_report(run_dir)
-    click.echo("\n" + iteration_table(summary))
-    click.echo(f"\nreport: {path}")
+    loop.run(chosen, run_dir, after=show)
 
 
 @main.command()

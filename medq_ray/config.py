@@ -30,7 +30,8 @@ class World(Section):
 
 class Engine(Section):
     base_url: str | None = None
-    """An OpenAI-compatible endpoint to use as the model under training instead of serving its checkpoints."""
+    """An OpenAI-compatible endpoint to use as the model under training instead of serving its checkpoints. It must
+    serve the checkpoint after N fine-tunings under the name 'iteration-N'; its key comes from ENGINE_API_KEY."""
     checkpoint: str = "embedded"
     """Base model M_theta: 'embedded' (shipped with the package) or a Hugging Face checkpoint folder."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -186,8 +187,12 @@ HARDWARE_FIELDS = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide results, as plain data: everything but HARDWARE_FIELDS."""
-    return config.model_dump(mode="json", exclude=HARDWARE_FIELDS)
+    """The settings that decide results, as plain data: everything but HARDWARE_FIELDS. Of the addresses it keeps
+    whether there is one: a server elsewhere may serve another model under the same name."""
+    data = config.model_dump(mode="json", exclude=HARDWARE_FIELDS)
+    for name in ("engine", "oracle"):
+        data[name]["elsewhere"] = getattr(config, name).base_url is not None
+    return data
 
 
 def override(config: Config, assignments: list[str]) -> Config:
@@ -204,7 +209,10 @@ def override(config: Config, assignments: list[str]) -> Config:
         if not isinstance(target, dict) or field not in target:
             known = ", ".join(sorted(target)) if isinstance(target, dict) else ", ".join(sorted(data))
             raise ValueError(f"unknown setting {key.strip()!r}; there are: {known}")
-        target[field] = yaml.safe_load(value)
+        try:
+            target[field] = yaml.safe_load(value)
+        except yaml.YAMLError:  # such as '@cf/llava', which YAML reserves
+            target[field] = value
     return validated(data)
 
 
@@ -213,7 +221,11 @@ def validated(data: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
+            + (f" (got {e['input']!r})" if e["type"] != "extra_forbidden" else "")  # it might be a secret
+            for e in error.errors()
+        ]
         raise ValueError("invalid settings: " + "; ".join(lines)) from error
 
 

@@ -1,7 +1,8 @@
-"""What a run cost: one JSON line for each expense, appended as it happens.
+"""What a run cost: one JSON line for each expense of a step.
 
-Kinds: engine seconds, oracle tokens and money, reviewer minutes. Simulated expenses are marked and never added to
-real ones.
+Wall time of every step, tokens that the model and the oracle wrote. Simulated expenses are marked and never added to
+real ones. A step that was killed books all its answers when it is done again, those from the cache too; the last
+entry of a step's expense is therefore the one that counts.
 """
 
 import json
@@ -16,7 +17,7 @@ class Ledger:
     path: Path
 
     def add(self, *, step: str, what: str, amount: float, unit: str, simulated: bool = False) -> None:
-        """Append one expense; `unit` is seconds, tokens, requests or money."""
+        """Append one expense; `unit` is seconds or tokens."""
         line = {"at": round(time.time(), 3), "step": step, "what": what, "amount": amount, "unit": unit,
                 "simulated": simulated}  # fmt: skip
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,11 +26,13 @@ class Ledger:
 
     def total(self, step_prefix: str = "") -> dict[str, float]:
         """Sums over steps whose name starts with the prefix: 'what (unit)' or 'what (unit, simulated)' -> amount."""
+        last: dict[tuple[str, str], float] = {}
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for entry in map(json.loads, lines):
+            mark = ", simulated" if entry["simulated"] else ""
+            last[entry["step"], f"{entry['what']} ({entry['unit']}{mark})"] = entry["amount"]
         sums: dict[str, float] = defaultdict(float)
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                entry = json.loads(line)
-                if entry["step"].startswith(step_prefix):
-                    mark = ", simulated" if entry["simulated"] else ""
-                    sums[f"{entry['what']} ({entry['unit']}{mark})"] += entry["amount"]
-        return {key: round(value, 3) for key, value in sorted(sums.items())}
+        for (step, what), amount in last.items():
+            if step.startswith(step_prefix):
+                sums[what] += amount
+        return {what: round(amount, 3) for what, amount in sorted(sums.items())}

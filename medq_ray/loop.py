@@ -9,6 +9,7 @@ servers start when a step first needs them: a run whose steps are all done start
 import fcntl
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 
 from medq_ray import config as settings
 from medq_ray.annotate import annotate
-from medq_ray.artifacts import Run, Step, digest_folder, difference, read_json, write_json
+from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, digest_of, write_json
 from medq_ray.config import Config
 from medq_ray.console import progress, quiet, say
 from medq_ray.evaluate import evaluate
@@ -30,31 +31,39 @@ from medq_ray.ledger import Ledger
 from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
+from medq_ray.model.encoder import encoder_folder
 from medq_ray.pool.ingest import ingest
 from medq_ray.review import review
+from medq_ray.serving import ray_session
+from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
 from medq_ray.synthetic.oracle import serve_oracle
 from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
+ENGINE_KEY, ORACLE_KEY = "ENGINE_API_KEY", "OPENAI_API_KEY"
+"""Environment variables of the keys of `engine.base_url` and `oracle.base_url`."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
 
-def run(config: Config, run_dir: Path) -> dict:
+def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda summary: None) -> dict:
     """Run the loop, or finish it, in `run_dir`; returns what `summary.json` holds (see DESIGN and README).
 
-    Raises ValueError for settings that do not fit the directory and for input that cannot be used, EndpointError when
-    a model cannot be reached; what was computed until then stays.
+    `after` is given the summary at the end of every iteration. Raises ValueError for settings that do not fit the
+    directory and for input that cannot be used, EndpointError when a model cannot be reached, EngineError when
+    something in Ray died; what was computed until then stays.
     """
     run_dir = Path(run_dir).resolve()
-    with claimed(run_dir, config), quiet(run_dir / LOG), ray_session():
+    checkpoint, origin = check_inputs(config), "base"
+    with claimed(run_dir, config), quiet(run_dir / LOG), ray_session(run_dir / LOG):
         loop = Loop(Run(run_dir), config)
-        iterations, stopped = [], "max_iterations"
-        checkpoint, origin = resolve_checkpoint(config.engine.checkpoint), "base"
+        iterations, stopped = [], "not yet"
         best = -1.0
         for t in range(config.loop.max_iterations + 1):
             say(f"\niteration {t}: {origin}")
             last = t == config.loop.max_iterations
+            if last:
+                stopped = "max_iterations"
             with Servers() as servers:
                 evaluated = loop.evaluate(t, checkpoint, servers)
                 accuracy = evaluated.json("metrics")["dev"]["accuracy"]
@@ -69,11 +78,26 @@ def run(config: Config, run_dir: Path) -> dict:
                 evolved = loop.evolve(t, checkpoint)
                 origin = f"iter-{t:02d}/evolve/checkpoint"
             iterations.append(loop.summarise(t, last))
-            write_summary(loop, iterations, stopped)
+            summary = write_summary(loop, iterations, stopped)
+            after(summary)
             if last:
-                break
+                return summary
             checkpoint = evolved.path / "checkpoint"
-        return write_summary(loop, iterations, stopped)
+    raise AssertionError("the last iteration returns")
+
+
+def check_inputs(config: Config) -> Path:
+    """Look at everything that the settings name before anything is written; the base checkpoint's folder.
+
+    Raises ValueError or EndpointError.
+    """
+    encoder_folder(config.encoder.name)
+    if config.world.path is not None:
+        read_world(Path(config.world.path))
+    for url, key in ((config.engine.base_url, ENGINE_KEY), (config.oracle.base_url, ORACLE_KEY)):
+        if url is not None:
+            Endpoint(url, "", key_from=key).key()
+    return resolve_checkpoint(config.engine.checkpoint)
 
 
 class Servers(ExitStack):
@@ -96,26 +120,37 @@ class Loop:
         self.run, self.config = run, config
         self.settings = settings.identity(config)
         self.ledger = Ledger(run.root / "ledger.jsonl")
+        self.spent: Counter = Counter()
+        """Tokens of the step that is being done: (what, simulated) -> amount."""
+        self.tag = digest_of(str(run.root))[:8]
+        """Keeps our Serve apps and another run's on the same Ray apart."""
+        self.base = digest_folder(resolve_checkpoint(config.engine.checkpoint))
+        encoder = encoder_folder(config.encoder.name)
         self.world = self.open_world()
         self.pool = self.step(
             "pool",
             lambda folder: ingest(folder, self.world.images, encoder=config.encoder),
             sections=("encoder",),
-            inputs={"world": self.world.digest},
+            inputs={"world": self.world.digest, "encoder": digest_folder(encoder) if encoder else config.encoder.name},
         )
         self.images = self.pool.table("images")
-        ids = set(self.images["image_id"].to_pylist())
-        self.questions = {
-            split: asked_of(self.world.questions, self.images, split, ids) for split in ("dev", "test")
-        }
+        self.held_out = self.images.filter(pc.not_equal(self.images["split"], "pool"))
 
     def step(self, name: str, work: Callable[[Path], dict | None], *, sections: tuple[str, ...], inputs: dict) -> Step:
         """A step whose identity is the named settings sections, the seed and the inputs."""
         before = self.run.finished(name)
         if before is None:
             say(f"  {name}")
+
+        def booked(folder: Path) -> dict | None:
+            self.spent.clear()
+            counts = work(folder)
+            for (what, simulated), amount in self.spent.items():
+                self.ledger.add(step=name, what=what, amount=amount, unit="tokens", simulated=simulated)
+            return counts
+
         used = {section: self.settings[section] for section in sections} | {"seed": self.config.seed}
-        step = self.run.step(name, work, settings=used, inputs=inputs)
+        step = self.run.step(name, booked, settings=used, inputs=inputs)
         if before is None:
             self.ledger.add(step=name, what="wall time", amount=step.manifest["seconds"], unit="seconds")
             say(f"  {name}: {describe_counts(step)} in {step.manifest['seconds']:.0f} s")
@@ -141,16 +176,18 @@ class Loop:
 
         return read_world(self.step("world", work, sections=("world",), inputs={}).path)
 
-    def split(self, name: str) -> pa.Table:
-        return self.images.filter(pc.equal(self.images["split"], name))
+    def asked(self, split: str) -> pa.Table:
+        """The world's questions about the images of a split."""
+        images, questions = self.world.images, self.world.questions
+        own = images.filter(pc.equal(images["split"], split))["image_id"].combine_chunks()
+        return questions.filter(pc.is_in(questions["image_id"], own)).sort_by("question_id")
 
-    def asker(self, step: str, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Callable[..., pa.Table]:
+    def asker(self, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Callable[..., pa.Table]:
         """A phase's way to ask one model: (prompts, sampling, label) -> completions, answers kept in the cache."""
 
         def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
             completions = ask(prompts, endpoint(), sampling, self.run.root / "cache" / name, label)
-            self.ledger.add(step=step, what=f"{name.partition('-')[0]} output", unit="tokens",
-                            amount=pc.sum(completions["tokens"]).as_py() or 0, simulated=simulated)  # fmt: skip
+            self.spent[f"{name.partition('-')[0]} output", simulated] += pc.sum(completions["tokens"]).as_py() or 0
             return completions
 
         return answer
@@ -161,8 +198,10 @@ class Loop:
 
         def start() -> Endpoint:
             name = f"iteration-{t}"
-            url = engine.base_url or servers.enter_context(serve_checkpoint(checkpoint, name, engine))
-            return self.endpoint(url, name, digest_folder(checkpoint))
+            url = engine.base_url or servers.enter_context(
+                serve_checkpoint(checkpoint, name, engine, app=f"{name}-{self.tag}")
+            )
+            return self.endpoint(url, name, digest_folder(checkpoint), ENGINE_KEY)
 
         return functools.partial(servers.once, "model", start)
 
@@ -171,29 +210,30 @@ class Loop:
         oracle = self.config.oracle
 
         def start() -> Endpoint:
-            url = oracle.base_url or servers.enter_context(serve_oracle(self.world.path, oracle, self.config.seed))
+            url = oracle.base_url or servers.enter_context(
+                serve_oracle(self.world.path, oracle, self.config.seed, app=f"oracle-{self.tag}")
+            )
             identity = "" if oracle.base_url else f"{self.world.digest}-{oracle.edit_rate}-{oracle.reject_rate}"
-            return self.endpoint(url, oracle.model, identity)
+            return self.endpoint(url, oracle.model, identity, ORACLE_KEY)
 
         return functools.partial(servers.once, "oracle", start)
 
-    def endpoint(self, url: str, model: str, identity: str) -> Endpoint:
+    def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
         engine = self.config.engine
         return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
-                        retries=engine.retries, timeout=engine.timeout)  # fmt: skip
+                        retries=engine.retries, timeout=engine.timeout, key_from=key_from)  # fmt: skip
 
     def evaluate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
-        step = f"iter-{t:02d}/evaluate"
-        origin = "base" if t == 0 else self.done(t - 1, "evolve").fingerprint
+        origin = self.base if t == 0 else self.done(t - 1, "evolve").fingerprint
         return self.step(
-            step,
+            f"iter-{t:02d}/evaluate",
             lambda folder: evaluate(
                 folder,
                 config=self.config,
-                dev=self.questions["dev"],
-                test=self.questions["test"],
-                images=self.split("dev"),
-                answer=self.asker(step, f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False),
+                dev=self.asked("dev"),
+                test=self.asked("test"),
+                images=self.held_out,
+                answer=self.asker(f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False),
             ),
             sections=("evaluate",),
             inputs={"pool": self.pool.fingerprint, "world": self.world.digest, "checkpoint": origin},
@@ -211,7 +251,7 @@ class Loop:
                 iteration=t,
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
-                pool=self.split("pool"),
+                pool=self.images,
                 taken=taken,
             ),
             sections=("explore", "evolve"),  # near-duplicates are defined in evolve
@@ -219,18 +259,17 @@ class Loop:
         )
 
     def annotate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
-        step = f"iter-{t:02d}/annotate"
         explored = self.done(t, "explore")
-        simulated = self.config.oracle.base_url is None
-        ask_self = self.asker(step, f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False)
+        simulated = self.config.oracle.model == SIMULATED_ORACLE
+        ask_self = self.asker(f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False)
         return self.step(
-            step,
+            f"iter-{t:02d}/annotate",
             lambda folder: annotate(
                 folder,
                 config=self.config,
                 iteration=t,
                 questions=explored.table("questions"),
-                ask_oracle=self.asker(step, "oracle", self.oracle(servers), simulated),
+                ask_oracle=self.asker("oracle", self.oracle(servers), simulated),
                 ask_self=ask_self if t > 0 else None,
             ),
             sections=("annotate", "oracle"),
@@ -256,7 +295,6 @@ class Loop:
         reviewed = self.done(t, "review")
         earlier = self.done(t - 1, "evolve") if t > 0 else None
         start = checkpoint if self.config.evolve.start_from == "last" else resolve_checkpoint(self.config.engine.checkpoint)
-        held_out = self.images.filter(pc.not_equal(self.images["split"], "pool"))
         return self.step(
             f"iter-{t:02d}/evolve",
             lambda folder: evolve(
@@ -269,10 +307,10 @@ class Loop:
                 earlier=None if earlier is None else earlier.table("train/samples"),
                 images=self.images.select(["image_id", "phash", "sharpness", "noise"]),
                 checkpoint=start,
-                held_out=set(held_out["image_id"].to_pylist()),
+                held_out=set(self.held_out["image_id"].to_pylist()),
             ),
             sections=("evolve",),
-            inputs={"review": reviewed.fingerprint, "checkpoint": "base" if earlier is None else earlier.fingerprint},
+            inputs={"review": reviewed.fingerprint, "checkpoint": self.base if earlier is None else earlier.fingerprint},
         )
 
     def summarise(self, t: int, last: bool) -> dict:
@@ -298,23 +336,19 @@ class Loop:
 
 def write_summary(loop: Loop, iterations: list[dict], stopped: str) -> dict:
     """Write summary.json: what a program reads."""
-    first, last = loop.done(0, "evaluate"), loop.done(iterations[-1]["t"], "evaluate")
+    first, last = (loop.done(t, "evaluate").table("test_scores") for t in (0, iterations[-1]["t"]))
+    tested = loop.asked("test")
+    image_of = dict(zip(tested["question_id"].to_pylist(), tested["image_id"].to_pylist(), strict=True))
     summary = {
         "recipe": loop.config.recipe,
         "seed": loop.config.seed,
         "world": str(loop.world.path),
         "iterations": iterations,
-        "comparison": {"base_to_last": compare(first.table("test_scores"), last.table("test_scores"))},
+        "comparison": {"base_to_last": compare(first, last, image_of)},
         "stopped": stopped,
     }
     write_json(loop.run.root / "summary.json", summary)
     return summary
-
-
-def asked_of(questions: pa.Table, images: pa.Table, split: str, ids: set[str]) -> pa.Table:
-    """The questions about a split's images that were ingested; quarantined images are not asked about."""
-    wanted = set(images.filter(pc.equal(images["split"], split))["image_id"].to_pylist()) & ids
-    return questions.filter(pc.is_in(questions["image_id"], pa.array(sorted(wanted), pa.string()))).sort_by("question_id")
 
 
 def describe_counts(step: Step) -> str:
@@ -329,6 +363,8 @@ def claimed(run_dir: Path, config: Config) -> Iterator[None]:
 
     Raises ValueError when another process holds it or when it was made with other settings.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is a file; give --run-dir a folder")
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "w") as lock:
         try:
@@ -337,30 +373,12 @@ def claimed(run_dir: Path, config: Config) -> Iterator[None]:
             raise ValueError(f"{run_dir} is in use by another run; wait for it or choose another --run-dir") from error
         path = run_dir / "run.yaml"
         now = settings.identity(config)
-        if path.exists():
+        if path.exists() and any(run_dir.rglob(MANIFEST)):  # before the first finished step, settings bind nothing
             before = settings.identity(settings.load(path))
             if before != now:
                 raise ValueError(f"{run_dir} was made with {difference(before, now)}; use another --run-dir or the same settings")
         else:
-            path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            temporary = path.with_name("run.yaml.tmp")
+            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            os.replace(temporary, path)
         yield
-
-
-@contextmanager
-def ray_session() -> Iterator[None]:
-    """Attach to the cluster in RAY_ADDRESS, or to the job's, or start Ray on this machine for the run."""
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True)
-        else:
-            # The controller, proxy, ingress and engine of one model want about three logical CPUs, Ray Data and the
-            # oracle more; they mostly wait for each other, so declare more logical CPUs than there are cores.
-            ray.init(num_cpus=max(8, os.cpu_count() or 1), include_dashboard=False, log_to_driver=True)
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()

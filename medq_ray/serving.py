@@ -1,20 +1,58 @@
-"""The one Ray Serve of a Ray cluster: started once on loopback, shared by every app of ours.
+"""Ray for a run, and its one Ray Serve: started once on loopback, shared by every app of ours.
 
 Floor 1, because the model under training (floor 2) and the simulated oracle (floor 2) are served side by side in one
 session: a cluster has one Serve and one HTTP proxy, so apps differ by name and route prefix, never by port.
 """
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 LOOPBACK = "127.0.0.1"
+
+
+class EngineError(Exception):
+    """Something that Ray runs for us died: one line with the reason and where its log is."""
+
+
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 """On two busy cores a proxy can take longer to start than the 15 seconds after which Serve would replace it."""
+
+
+@contextmanager
+def ray_session(log: Path) -> Iterator[None]:
+    """Attach to the cluster in RAY_ADDRESS, or to the job's, or start Ray on this machine for the run.
+
+    Raises EngineError for a cluster that is not there and for what dies in Ray meanwhile; `log` has the rest.
+    """
+    import ray
+    from joblib import cpu_count
+
+    started = not ray.is_initialized()
+    if started:
+        if address := os.environ.get("RAY_ADDRESS"):
+            try:
+                ray.init(log_to_driver=True)
+            except (ConnectionError, RuntimeError) as error:
+                raise EngineError(f"no Ray answers at RAY_ADDRESS={address}: start it, or unset RAY_ADDRESS") from error
+        else:
+            # The controller, proxy, ingress and engine of one model want about three logical CPUs, Ray Data and the
+            # oracle more; they mostly wait for each other, so declare more logical CPUs than there are cores.
+            ray.init(address="local", num_cpus=max(8, cpu_count()), include_dashboard=False, log_to_driver=True)
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise EngineError(f"{type(error).__name__}: {reason}; see {log}, then run the same command again") from error
+    finally:
+        if started:
+            ray.shutdown()
 
 
 def free_port() -> int:

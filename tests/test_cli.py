@@ -33,13 +33,17 @@ def test_every_command_has_help_with_an_example(command):
         (["run", "--recipe", "demo", "--run-dir", "{tmp}/r", "--set", "loop.plateau=-1"], "loop.plateau"),
         (["run", "--run-dir", "{tmp}/r"], "give either --recipe or --config"),
         (["run", "--config", "{tmp}/none.yaml", "--run-dir", "{tmp}/r"], "none.yaml"),
+        (["run", "--recipe", "demo", "--run-dir", "{file}"], "is a file"),
+        (["synth", "{tmp}", "--images", "60"], "not empty and no world of ours"),
         (["report", "{tmp}"], "no summary.json yet"),
         (["synth", "{tmp}/w", "--images", "60", "--base", "{tmp}/nothing"], "nothing"),
         (["serve", "vlm", "--checkpoint", "{tmp}/nothing"], "nothing"),
     ],
 )
 def test_bad_input_gives_one_line(tmp_path, arguments, complaint):
-    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    file = tmp_path / "notes.txt"
+    file.touch()
+    filled = [argument.replace("{tmp}", str(tmp_path)).replace("{file}", str(file)) for argument in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "medq_ray.cli", *filled], capture_output=True, text=True, timeout=120
     )

@@ -43,6 +43,7 @@ def test_a_wrong_setting_is_named(assignment, complaint):
 
 
 def test_overrides_take_yaml_values():
+    assert override(Config(), ["oracle.model=@cf/llava"]).oracle.model == "@cf/llava"  # YAML reserves the @
     changed = override(Config(), ["explore.kinds=[what, how]", "engine.base_url=null", "evolve.learning_rate=1e-3"])
     assert changed.explore.kinds == ("what", "how") and changed.engine.base_url is None
     assert changed.evolve.learning_rate == 1e-3
@@ -51,8 +52,17 @@ def test_overrides_take_yaml_values():
 def test_hardware_is_not_identity():
     assert identity(override(Config(), ["engine.concurrency=7", "evolve.workers=8"])) == identity(Config())
     assert identity(override(Config(), ["evaluate.runs=3"])) != identity(Config())
+    ports = [override(Config(), [f"engine.base_url=http://127.0.0.1:{port}/v1"]) for port in (1, 2)]
+    assert identity(ports[0]) == identity(ports[1]) != identity(Config())  # another server may serve another model
     for section, fields in config.HARDWARE_FIELDS.items():
         assert fields <= set(Config.model_fields[section].annotation.model_fields), section
+
+
+def test_a_secret_in_the_wrong_place_is_not_printed(tmp_path):
+    (tmp_path / "run.yaml").write_text("oracle: {api_key: sk-live-123}\n")
+    with pytest.raises(ValueError, match="oracle.api_key") as error:
+        load(tmp_path / "run.yaml")
+    assert "sk-live" not in str(error.value)
 
 
 def test_settings_survive_yaml(tmp_path):

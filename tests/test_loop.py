@@ -6,22 +6,47 @@ import sys
 import pytest
 import yaml
 
-from medq_ray import recipes
+from medq_ray import loop, recipes
+from medq_ray.artifacts import MANIFEST
 from medq_ray.config import override
 from medq_ray.ledger import Ledger
 from medq_ray.loop import claimed
+from medq_ray.model.chat import EndpointError
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
     demo = recipes.build("demo")
-    with claimed(tmp_path, demo):
+    with claimed(tmp_path, override(demo, ["explore.budget=8"])):
         pass
+    with claimed(tmp_path, demo):  # nothing was finished under the others
+        (tmp_path / "world").mkdir()
+        (tmp_path / "world" / MANIFEST).write_text("{}")
     with pytest.raises(ValueError, match=r"was made with explore.budget=\d+, not 7"):
         with claimed(tmp_path, override(demo, ["explore.budget=7"])):
             pass
     with claimed(tmp_path, override(demo, ["engine.concurrency=7"])):
         pass
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["recipe"] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "complaint"),
+    [
+        ("world.path={tmp}/typo", "typo"),
+        ("engine.checkpoint={tmp}/typo", r"typo has no config\.json"),
+        ("encoder.name=typo", "encoder.name='typo'"),
+        ("encoder.name=local-dir:{tmp}", "open_clip_config.json"),
+        ("oracle.base_url=https://oracle.example/v1", "set OPENAI_API_KEY"),
+        ("engine.base_url=https://engine.example/v1", "set ENGINE_API_KEY"),
+    ],
+)
+def test_a_typo_is_told_before_anything_is_written(tmp_path, monkeypatch, assignment, complaint):
+    for name in (loop.ENGINE_KEY, loop.ORACLE_KEY):
+        monkeypatch.delenv(name, raising=False)
+    chosen = override(recipes.build("demo"), [assignment.replace("{tmp}", str(tmp_path))])
+    with pytest.raises((ValueError, EndpointError), match=complaint):
+        loop.run(chosen, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path):
@@ -39,5 +64,6 @@ def test_simulated_costs_are_kept_apart(tmp_path):
     ledger.add(step="iter-00/annotate", what="oracle output", amount=5, unit="tokens", simulated=True)
     ledger.add(step="iter-00/annotate", what="oracle output", amount=7, unit="tokens")
     ledger.add(step="iter-01/annotate", what="oracle output", amount=1, unit="tokens")
+    ledger.add(step="iter-00/annotate", what="oracle output", amount=7, unit="tokens")  # done again after a kill
     assert ledger.total("iter-00/") == {"oracle output (tokens)": 7, "oracle output (tokens, simulated)": 5}
     assert ledger.total() == {"oracle output (tokens)": 8, "oracle output (tokens, simulated)": 5}

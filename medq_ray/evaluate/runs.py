@@ -35,23 +35,29 @@ def ask(path: Path, questions: pa.Table, sampling: Sampling, label: str, answer:
     return write_table(path, completions.sort_by([("question_id", "ascending"), ("run", "ascending")]), COMPLETION)
 
 
+def with_image(questions: pa.Table, split: str, images: pa.Table) -> pa.Table:
+    """Those questions whose image ingest did not quarantine; says how many others there are."""
+    readable = pc.is_in(questions["image_id"], images["image_id"].combine_chunks())
+    kept = questions.filter(readable)
+    if kept.num_rows == 0:
+        raise ValueError(f"no {split} question has a readable image; see quarantine.parquet of the pool")
+    if lost := questions.num_rows - kept.num_rows:
+        say(f"  {lost} of {questions.num_rows} {split} questions are left out: their images are in quarantine")
+    return kept
+
+
 def evaluate(
     folder: Path, *, config: Config, dev: pa.Table, test: pa.Table, images: pa.Table, answer: Answer
 ) -> dict:
     """Phase 1 (Sec. 2.2). D_dev is asked R times at a temperature, with logprobs; D_test once, greedily.
 
-    dev, test: schema.QUESTION with answers; images: embedded images, those of dev among them; answer: see `Answer`.
+    dev, test: schema.QUESTION with answers; images: embedded images of dev and test; answer: see `Answer`.
     Writes completions, scores, failures, prototypes (.parquet) and rates.json from dev, test_completions and
     test_scores (.parquet) from test, and metrics.json from both. Nothing but metrics.json's "test" depends on test
-    answers. Dev questions on images that ingest quarantined are left out, and said. Returns numbers for the manifest.
+    answers. Returns numbers for the manifest. Raises ValueError when a split has no question with a readable image.
     """
     settings = config.evaluate
-    readable = pc.is_in(dev["image_id"], images["image_id"].combine_chunks())
-    if (lost := dev.num_rows - (pc.sum(readable).as_py() or 0)) > 0:
-        say(f"  {lost} of {dev.num_rows} dev questions are left out: their images are in quarantine")
-        dev = dev.filter(readable)
-    if dev.num_rows == 0:
-        raise ValueError("no dev question has a readable image; see quarantine.parquet of the pool")
+    dev, test = (with_image(split, name, images) for split, name in ((dev, "dev"), (test, "test")))
     sampling = Sampling(
         n=settings.runs,
         temperature=settings.temperature,
@@ -76,7 +82,9 @@ def evaluate(
         "dev_accuracy": metrics["dev"]["accuracy"],
         "failures": failed.num_rows,
         "prototypes": found.num_rows,
-        "unanswered": pc.sum(pc.not_equal(completions["error"], "")).as_py(),
+        "unanswered": sum(
+            pc.sum(pc.not_equal(table["error"], "")).as_py() for table in (completions, test_completions)
+        ),
         "test_questions": test.num_rows,
         "test_accuracy": metrics["test"]["accuracy"],
     }

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -130,11 +130,13 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
 
 
-def compare(before: pa.Table, after: pa.Table) -> dict:
+def compare(before: pa.Table, after: pa.Table, image_of: Mapping[str, str]) -> dict:
     """{difference, ci95, p_mcnemar, n, gained, lost} of perception accuracy, after minus before, paired by question.
 
-    before, after: schema.SCORE tables of the same questions, one run each. The interval is Wald's for a paired
-    difference. Raises ValueError when the tables are of different questions.
+    before, after: schema.SCORE tables of the same questions, one run each; image_of: question id -> image id. The
+    interval is Wald's for a paired difference with images as clusters: three questions about one image are not three
+    independent observations. McNemar's test, which the field reports, takes them as independent. Raises ValueError
+    when the tables are of different questions.
     """
     right = [
         {row["question_id"]: row["wrong"] == 0 for row in table.to_pylist() if row["kind"] in PERCEPTION_KINDS}
@@ -146,10 +148,13 @@ def compare(before: pa.Table, after: pa.Table) -> dict:
     n = len(right[0])
     if n == 0:
         raise ValueError("the two score tables have no perception questions to compare")
-    gained = sum(right[1][name] and not right[0][name] for name in right[0])
-    lost = sum(right[0][name] and not right[1][name] for name in right[0])
+    change = {name: right[1][name] - right[0][name] for name in right[0]}
+    gained, lost = (sum(value == sign for value in change.values()) for sign in (1, -1))
     difference = (gained - lost) / n
-    half = Z95 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
+    deviation: dict[str, float] = defaultdict(float)
+    for name, value in change.items():
+        deviation[image_of[name]] += value - difference
+    half = Z95 * math.sqrt(math.fsum(value**2 for value in deviation.values())) / n
     return {
         "difference": round(difference, 6),
         "ci95": [round(max(-1.0, difference - half), 6), round(min(1.0, difference + half), 6)],

@@ -96,12 +96,12 @@ def labelled(
         return None, f"route {route} needs a verdict and has none"
     if verdict is not None and verdict["action"] == "reject":
         return None, f"rejected by {verdict['reviewer']}"
-    by_oracle = annotation["labelled_by"] == "oracle" and annotation["oracle_simulated"]
-    if verdict is None:
-        label, author, simulated = annotation["label"], annotation["labelled_by"], by_oracle
+    if verdict is None:  # route oracle or self: the oracle wrote the label or confirmed it
+        label, author, simulated = annotation["label"], annotation["labelled_by"], annotation["oracle_simulated"]
     else:
-        accepted_oracle = verdict["action"] == "accept" and by_oracle
-        label, author, simulated = verdict["after"], verdict["reviewer"], verdict["simulated"] or accepted_oracle
+        accepted_oracle = verdict["action"] == "accept" and annotation["labelled_by"] == "oracle"
+        label, author = verdict["after"], verdict["reviewer"]
+        simulated = verdict["simulated"] or (accepted_oracle and annotation["oracle_simulated"])
     if question["options"]:
         answer = parse_letter(label, len(question["options"]))
         if answer is None:

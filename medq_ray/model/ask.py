@@ -41,8 +41,8 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
 
     Returns COMPLETION rows sorted by (question_id, run). An unreadable image or a refused request gives rows with an
     error; two questions with the same image file and prompt are one request. Needs a running Ray only when something
-    is left to ask. Raises EndpointError (one line) when the endpoint cannot be used; answers given until then are in
-    the folder `cache`.
+    is left to ask. Raises EndpointError (one line) when the endpoint cannot be used, or refused every request; answers
+    given until then are in the folder `cache`.
     """
     rows = prompts.select(["question_id", "uri", "prompt"]).to_pylist()
     digests = {uri: _file_digest(uri) for uri in sorted({row["uri"] for row in rows})}
@@ -62,6 +62,9 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
             for block in _answers(pending, endpoint, sampling, cache):
                 answers.update(block)
                 bar.update(sum(len(asked[key]) for key in block))
+    refusals = [choices[0].error for choices in answers.values() if choices[0].error]
+    if refusals and len(refusals) == len(answers):  # a wrong parameter or server, and no fact about the model
+        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {refusals[0]}")
     return _completions(asked, answers, endpoint.model)
 
 
@@ -93,9 +96,14 @@ def _answers(
 
     One actor is enough: it waits for the model most of the time, and its event loop keeps `endpoint.concurrency`
     requests in flight over the tasks that it runs at the same time. It declares no CPU, so that it starts even where
-    an engine holds all of them.
+    an engine holds all of them. It runs beside the driver, for which a loopback address was meant.
     """
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
     blocks = [pa.Table.from_pylist(pending[i : i + BLOCK], schema=REQUEST) for i in range(0, len(pending), BLOCK)]
     tasks = min(len(blocks), 2 + endpoint.concurrency // BLOCK)  # enough blocks that the slots never run dry
@@ -110,6 +118,7 @@ def _answers(
             size=1, max_tasks_in_flight_per_actor=tasks, max_concurrent_calls_per_actor=tasks
         ),
         num_cpus=0,
+        scheduling_strategy=here,
     )
     for block in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         choices: dict[str, list[Choice]] = {}

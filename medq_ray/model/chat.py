@@ -26,8 +26,8 @@ BACKOFF_LIMIT = 20.0
 RETRIED_STATUS = {408, 409, 425, 429}
 """Besides 5xx: the client errors that another attempt may cure."""
 FATAL_STATUS = {
-    401: "set OPENAI_API_KEY to a key it accepts",
-    403: "set OPENAI_API_KEY to a key with access to this model",
+    401: "set {key} to a key it accepts",
+    403: "set {key} to a key with access to this model",
     404: "check the base URL and the model name",
 }
 """Client errors that no question of the batch would escape -> what to do. Other 4xx concern the one request."""
@@ -39,7 +39,7 @@ class EndpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is reached. The key is not here: it is read from OPENAI_API_KEY when the client is made."""
+    """Where a model is reached. The key is not here: it is read from the environment when the client is made."""
 
     base_url: str
     """Up to and including /v1."""
@@ -53,6 +53,15 @@ class Endpoint:
     """Attempts after the first."""
     timeout: float = 120.0
     """Seconds for one request."""
+    key_from: str = "OPENAI_API_KEY"
+    """Environment variable of the key; the oracle's and the model's differ, so that neither sees the other's."""
+
+    def key(self) -> str:
+        """The key, 'none' on loopback where there is none. Raises EndpointError elsewhere."""
+        key = os.environ.get(self.key_from, "")
+        if not key and urlsplit(self.base_url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise EndpointError(f"{self.base_url} needs a key: set {self.key_from}")
+        return key or "none"
 
 
 @dataclass(frozen=True)
@@ -121,16 +130,12 @@ class Client:
         import httpx
         import openai
 
-        host = urlsplit(endpoint.base_url).hostname
-        key = os.environ.get("OPENAI_API_KEY", "")
-        if not key and host not in ("127.0.0.1", "localhost", "::1"):
-            raise EndpointError(f"{endpoint.base_url} needs a key: set OPENAI_API_KEY")
         limits = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
         self.endpoint = endpoint
         self.slots = asyncio.Semaphore(endpoint.concurrency)
         self.openai = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
-            api_key=key or "none",
+            api_key=endpoint.key(),
             timeout=endpoint.timeout,
             max_retries=0,  # ours: they also cover bodies that are no completion
             http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=endpoint.timeout),
@@ -154,7 +159,7 @@ class Client:
                 except openai.APIStatusError as error:
                     status, reason = error.status_code, f"HTTP {error.status_code}"
                     if status in FATAL_STATUS:
-                        raise self._unusable(reason, FATAL_STATUS[status]) from error
+                        raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
                     if status < 500 and status not in RETRIED_STATUS:
                         refused = Choice("", None, None, "", f"{reason}: {_one_line(error.message)}")
                         return Reply([refused] * sampling.n)

@@ -176,9 +176,10 @@ def local_engine(settings: "LLMConfig") -> Any:
 
 
 @contextmanager
-def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine) -> Iterator[str]:
+def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine, app: str | None = None) -> Iterator[str]:
     """Serve `checkpoint` as model `name` while the context lasts; yields the base URL.
 
+    `app` (default: `name`) is the Serve application and its route; two runs on one Ray need different ones.
     Needs a running Ray with one free logical CPU (or a GPU). Serve itself stays up for the next checkpoint; leaving
     the context stops the engine and frees its memory. Raises ValueError for a port in use, and EndpointError (one
     line) when the engine is not up within `engine.start_timeout` or does not see images.
@@ -186,14 +187,15 @@ def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine) -> Iter
     from ray import serve
 
     deadline = time.monotonic() + engine.start_timeout
-    app = build(checkpoint, name, engine)
-    base_url = f"{start_serve(engine.port)}/{name}/v1"
+    app = app or name
+    application = build(checkpoint, name, engine)
+    base_url = f"{start_serve(engine.port)}/{app}/v1"
     try:
-        start_app(app, name, deadline)
+        start_app(application, app, deadline)
         asyncio.run(check_sight(Endpoint(base_url, name, timeout=max(1.0, deadline - time.monotonic()), retries=2)))
         yield base_url
     finally:
-        serve.delete(name)
+        serve.delete(app)
 
 
 def start_app(app: "Application", name: str, deadline: float) -> None:
@@ -250,6 +252,7 @@ def serve_forever(checkpoint: Path, port: int, engine: config.Engine, name: str 
     if not ray.is_initialized():
         dashboard = None if os.environ.get("RAY_ADDRESS") else False
         ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level="WARNING")
+    console.say(f"starting the engine for {checkpoint}, about half a minute")
     with serve_checkpoint(checkpoint, name, engine.model_copy(update={"port": port})) as url:
         console.say(f"{checkpoint} answers at {url} as model {name!r}; Ctrl-C stops it. For example:")
         console.say(example(url, name))

@@ -2,8 +2,8 @@
 
 Floor 2, and the only home of open_clip. The embedded encoder stands where BiomedCLIP stands in the paper (Sec. 2.3).
 Like BiomedCLIP, and unlike the embedded base model, it has seen captions that name every degradation: it was trained
-on synthetic images of all cells (`python -m medq_ray.model.assets.train encoder`), at seeds that no world uses. It
-knows what the rare failures look like; the base model does not, and never sees its weights.
+on synthetic images of all cells (`python -m medq_ray.model.assets.train encoder`), at seeds that no world uses. The
+base model's vision tower is a copy of its tower: it can see the rare degradations, and has no words for them.
 """
 
 from pathlib import Path
@@ -56,6 +56,22 @@ class OpenClipEncoder:
         return normalize(rows.float(), dim=-1).cpu().numpy()
 
 
+def encoder_folder(name: str) -> Path | None:
+    """The local folder of the encoder that `encoder.name` names, None for one of the hub. Imports nothing heavy.
+
+    Raises ValueError naming the setting when it has another form or the folder holds no open_clip model.
+    """
+    if not (name == "embedded" or name.startswith(PREFIXES)):
+        raise ValueError(f"encoder.name={name!r} is none of 'embedded', 'local-dir:PATH', 'hf-hub:ORG/NAME'")
+    if name.startswith("hf-hub:"):
+        return None
+    local = Path(name.removeprefix("local-dir:"))
+    folder = Path(__file__).parent / "assets" / "encoder" if name == "embedded" else local
+    if not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"encoder.name={name!r} cannot be loaded: {folder} has no open_clip_config.json")
+    return folder
+
+
 def load_encoder(name: str) -> Encoder:
     """The encoder that `encoder.name` names: 'embedded', 'local-dir:PATH' or 'hf-hub:ORG/NAME'.
 
@@ -63,12 +79,8 @@ def load_encoder(name: str) -> Encoder:
     """
     from safetensors import SafetensorError
 
-    if name == "embedded":
-        location = f"local-dir:{Path(__file__).parent / 'assets' / 'encoder'}"
-    elif name.startswith(PREFIXES):
-        location = name
-    else:
-        raise ValueError(f"encoder.name={name!r} is none of 'embedded', 'local-dir:PATH', 'hf-hub:ORG/NAME'")
+    folder = encoder_folder(name)
+    location = name if folder is None else f"local-dir:{folder}"
     try:
         return OpenClipEncoder(location)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:

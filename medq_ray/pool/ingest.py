@@ -4,7 +4,6 @@ Ray Data streams the rows through actors that each hold one encoder; pixels live
 rows of a few hundred bytes come back.
 """
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -103,9 +102,10 @@ def actor_count(blocks: int) -> int:
     """One actor a core, but none for fewer than four blocks: loading torch and the encoder takes about as long as
     embedding a thousand images. Cores are counted, since a local Ray may have been told of more CPUs than there are."""
     import ray
+    from joblib import cpu_count
 
     nodes = sum(node["Alive"] for node in ray.nodes())
-    cores = min(nodes * (os.cpu_count() or 1), int(ray.cluster_resources().get("CPU", 1)))
+    cores = min(nodes * cpu_count(), int(ray.cluster_resources().get("CPU", 1)))
     return max(1, min(blocks // 4, cores))
 
 

@@ -1,7 +1,8 @@
 """Real clean images as the world's anatomy: found by folder name, read, cropped and turned a little.
 
-That the images are clean is the user's promise; nothing here can check it. Identifiers leave a file only as salted
-hashes.
+That the images are clean is the user's promise; nothing here can check it. A patient leaves a file only as a hash;
+it is a pseudonym, since the salt is the world's seed. File names are kept in the world's truth and among its skipped
+files: a folder or archive that is named after a patient is to be renamed first.
 """
 
 import hashlib
@@ -58,6 +59,14 @@ def modality_of(path: Path, root: Path) -> str | None:
             if word in FOLDER_WORDS:
                 return FOLDER_WORDS[word]
     return None
+
+
+def subject_of(path: Path, root: Path) -> str:
+    """Whose picture it is: its folder below the one that names the modality, or its stem right in that folder."""
+    *folders, name = path.relative_to(root).parts
+    named = [i for i, folder in enumerate(folders) if modality_of(root / folder / name, root / folder)]
+    below = folders[named[-1] + 1 :] if named else folders
+    return "/".join(below) or Path(name).stem
 
 
 def salted(salt: str, identity: str) -> str:
@@ -120,7 +129,7 @@ def read(root: Path, file: str, modality: str) -> tuple[np.ndarray, str]:
             pixels, patient = _read_picture(path, modality), ""
         else:
             pixels, patient = _read_dicom(path.read_bytes(), modality)
-    except (OSError, zipfile.BadZipFile, KeyError, SyntaxError) as error:
+    except (OSError, zipfile.BadZipFile, KeyError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be read ({error})") from error
     if min(pixels.shape[:2]) < 32 or pixels.mean(axis=2).std() < 255 * BLANK:
         raise ValueError("too small or nearly blank")
@@ -141,8 +150,9 @@ def find_base(root: Path, salt: str) -> tuple[list[BaseImage], list[dict[str, st
     """(images that can be used, [{'file', 'reason'}] of all others) below `root`, sorted by file.
 
     Each candidate is decoded once here, so that a bad file is reported now and not in the middle of a world. The
-    patient is the file's PatientID; pictures have none, so equal file stems count as one patient. Raises
-    ValueError when the folder is missing or holds nothing that can be used.
+    patient is the file's PatientID; pictures have none, so those in a folder below the modality's are one patient,
+    and beside each other equal file stems are. Raises ValueError when the folder is missing or holds nothing that can
+    be used.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
@@ -168,7 +178,7 @@ def find_base(root: Path, salt: str) -> tuple[list[BaseImage], list[dict[str, st
                 skipped.append({"file": file, "reason": str(error)})
                 continue
             counts[modality] += 1
-            found.append(BaseImage(modality, file, salted(salt, patient or Path(name).stem)))
+            found.append(BaseImage(modality, file, salted(salt, patient or subject_of(path, root))))
     if not found:
         raise ValueError(f"{root}: no usable image; put them into folders named {', '.join(sorted(counts))}")
     return found, skipped

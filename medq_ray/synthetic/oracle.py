@@ -8,14 +8,15 @@ from medq_ray import config
 from medq_ray.synthetic.answers import SimulatedOracle
 from medq_ray.synthetic.truth import load_truth
 
-ROUTE = "/oracle"
-
 
 @contextmanager
-def serve_oracle(world: Path, oracle: config.Oracle, seed: int, port: int = 0) -> Iterator[str]:
-    """Serve the simulated oracle of a world with Ray Serve on loopback; yield its OpenAI base URL ('.../oracle/v1').
+def serve_oracle(
+    world: Path, oracle: config.Oracle, seed: int, port: int = 0, app: str = "oracle"
+) -> Iterator[str]:
+    """Serve the simulated oracle of a world with Ray Serve on loopback; yield its OpenAI base URL ('.../APP/v1').
 
-    Ray must be initialised. Serve is started if it is not running, and only this app is deleted on exit. Raises
+    Ray must be initialised. Serve is started if it is not running, and only `app`, a name that no other run on this
+    Ray uses, is deleted on exit. Raises
     ValueError for a world without truth, rates above 1 or a taken port.
     """
     from medq_ray.serving import running_app
@@ -24,5 +25,5 @@ def serve_oracle(world: Path, oracle: config.Oracle, seed: int, port: int = 0) -
     rates = {"edit_rate": oracle.edit_rate, "reject_rate": oracle.reject_rate, "failure_rate": oracle.failure_rate}
     SimulatedOracle(load_truth(world), **rates, seed=seed)  # fails here, in one line, rather than in a replica
     application = oracle_app(str(Path(world).resolve()), **rates, seed=seed)
-    with running_app(application, name="oracle", route_prefix=ROUTE, port=port) as address:
+    with running_app(application, name=app, route_prefix=f"/{app}", port=port) as address:
         yield f"{address}/v1"

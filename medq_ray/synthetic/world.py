@@ -33,6 +33,8 @@ from medq_ray.synthetic.degradations import degrade
 from medq_ray.synthetic.phantoms import GREY, phantom
 from medq_ray.synthetic.plan import RESERVED_SEEDS, Item, make_plan, split_sizes
 
+UNFINISHED = "world.part"
+"""Says that a folder without world.json is a world in the making."""
 FORMAT = 1
 TABLES = {"images": IMAGE, "truth": TRUTH, "questions": QUESTION}
 CHUNK = 32
@@ -111,8 +113,10 @@ def _make_all(items: list[Item], work: Callable, progress: Callable[[int], objec
             made += work(chunk)
             progress(len(chunk))
         return made
+    from joblib import cpu_count
+
     spawn = multiprocessing.get_context("spawn")  # forking a process that has threads, such as Ray's, may hang
-    with _single_threaded_children(), ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+    with _single_threaded_children(), ProcessPoolExecutor(cpu_count(), spawn) as pool:
         for result in pool.map(work, chunks):
             made += result
             progress(len(result))
@@ -120,7 +124,14 @@ def _make_all(items: list[Item], work: Callable, progress: Callable[[int], objec
 
 
 def _clear(out: Path) -> None:
-    """Unmake a world that is there: first the file that says it is one, then its images."""
+    """Unmake a world that is there, finished or not: first the file that says it is one, then its images.
+
+    Raises ValueError for a folder with anything else in it, whose files are not ours to delete.
+    """
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ("world.json", UNFINISHED)):
+        raise ValueError(f"{out}: not empty and no world of ours; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).touch()
     (out / "world.json").unlink(missing_ok=True)
     for split in SPLITS:
         folder = out / "images" / split
@@ -182,6 +193,7 @@ def write_world(
         "digest": _content_digest(out),
     }
     write_json(out / "world.json", summary)
+    (out / UNFINISHED).unlink()
     return summary
 
 

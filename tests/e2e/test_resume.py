@@ -20,7 +20,7 @@ STUB = Path(__file__).parents[1] / "stub.py"
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
 SETTINGS = [
     "explore.budget=14", "explore.tau_sim=0.3", "evaluate.runs=3", "evaluate.max_prototypes=4", "evolve.epochs=2",
-    "evolve.batch_size=8", "loop.max_iterations=1", "loop.plateau=0", "oracle.failure_rate=0.2",
+    "evolve.batch_size=8", "loop.max_iterations=2", "loop.plateau=0", "oracle.failure_rate=0.2",
 ]  # fmt: skip
 PLACES = [
     "manifest:pool",
@@ -32,6 +32,8 @@ PLACES = [
     "lines:iter-00/evolve/metrics.jsonl:2",
     "manifest:iter-00/evolve",
     "answers:model-01:10",
+    "manifest:iter-01/annotate",
+    "manifest:iter-01/evolve",
 ]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -60,13 +62,12 @@ def medq(place: str, world: Path, run_dir: Path, url: str) -> subprocess.Complet
 
 
 def result_files(run_dir: Path) -> dict[str, str]:
-    """Step file -> digest, from the manifests; without metrics.jsonl, which holds seconds."""
+    """Step file -> digest, from the manifests."""
     files = {}
     for manifest in run_dir.rglob("MANIFEST.json"):
         step = str(manifest.parent.relative_to(run_dir))
         for name, digest in json.loads(manifest.read_text())["files"].items():
-            if name != "metrics.jsonl":
-                files[f"{step}/{name}"] = digest
+            files[f"{step}/{name}"] = digest
     return files
 
 
@@ -84,7 +85,7 @@ def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path):
         asked_once, asked_again = answered(unbroken), answered(broken)
 
     expected, found = result_files(tmp_path / "unbroken"), result_files(tmp_path / "broken")
-    assert {"iter-00/evolve/checkpoint/model.safetensors", "iter-01/evaluate/metrics.json"} <= set(expected)
+    assert {"iter-01/evolve/checkpoint/model.safetensors", "iter-02/evaluate/metrics.json"} <= set(expected)
     assert found == expected
     # A request in flight at a kill was never received and is asked again: at most 48 are, at each of the kills.
     assert set(asked_again) == set(asked_once)

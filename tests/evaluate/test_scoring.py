@@ -139,15 +139,27 @@ def scores(wrong: dict[str, int]) -> pa.Table:
 def test_compare_is_paired_antisymmetric_and_ignores_descriptions_and_order():
     before = {f"q{i}": int(i < 60) for i in range(100)} | {"d": 1}
     after = {f"q{i}": int(i < 40 or i == 99) for i in reversed(range(100))} | {"d": 0}
-    result = compare(scores(before), scores(after))
+    alone = {name: name for name in before}
+    result = compare(scores(before), scores(after), alone)
     assert (result["difference"], result["n"], result["gained"], result["lost"]) == (0.19, 100, 20, 1)
     half = 1.96 * math.sqrt(21 - 19**2 / 100) / 100
     assert result["ci95"] == pytest.approx([0.19 - half, 0.19 + half], abs=1e-4)
     assert result["p_mcnemar"] == pytest.approx(2 * (1 + 21) / 2**21)
-    back = compare(scores(after), scores(before))
+    back = compare(scores(after), scores(before), alone)
     assert back["difference"] == -0.19 and back["p_mcnemar"] == result["p_mcnemar"]
+
+
+def test_questions_about_one_image_are_not_independent():
+    """Each answer three times over, as three questions of the same image, is no more evidence than once."""
+    before = {f"q{i}": int(i < 60) for i in range(100)}
+    after = {f"q{i}": int(i < 40 or i == 99) for i in range(100)}
+    thrice = [{f"{name}-{k}": wrong for name, wrong in answers.items() for k in range(3)} for answers in (before, after)]
+    once = compare(scores(before), scores(after), {name: name for name in before})
+    repeated = compare(*map(scores, thrice), {name: name.partition("-")[0] for name in thrice[0]})
+    assert repeated["n"] == 300 and repeated["difference"] == once["difference"]
+    assert repeated["ci95"] == pytest.approx(once["ci95"], abs=1e-6)
 
 
 def test_compare_refuses_other_questions():
     with pytest.raises(ValueError, match="q2"):
-        compare(scores({"q1": 0}), scores({"q1": 0, "q2": 1}))
+        compare(scores({"q1": 0}), scores({"q1": 0, "q2": 1}), {})

@@ -77,7 +77,7 @@ def test_the_verdict_decides_the_label_and_who_answers_for_it(images):
         (accepted, "A", "expert", True),
         (edited, "B", "expert", True),
         (confirmed, "A", "expert", False),
-        (adopted, "A", "self", False),
+        (adopted, "A", "self", True),  # a simulated oracle confirmed it
     ]
     for row, answer, labelled_by, simulated in expected:
         sample = samples[row["question_id"]]

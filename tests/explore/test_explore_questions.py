@@ -67,7 +67,13 @@ def test_yes_no_questions_are_half_general_and_half_of_the_rest_ask_about_someth
 
 def test_order_of_options_is_drawn():
     first = Counter(row["options"].index("motion") for row in ask(400, kinds=("what",)).to_pylist())
-    assert set(first) == {0, 1, 2, 3} and max(first.values()) < 1.6 * min(first.values())
+    assert set(first) == {0, 1, 2, 3, 4, 5} and max(first.values()) < 1.6 * min(first.values())
+
+
+def test_what_questions_always_offer_the_truth():
+    """The hypothesis may be wrong; the right answer must be there all the same."""
+    for row in ask(50, kinds=("what",)).to_pylist():
+        assert set(row["options"]) == {*(DEGRADATION_NAMES[name] for name in DEGRADATIONS["mri"]), NOTHING}
 
 
 def test_draws_depend_on_seed_and_image_only():

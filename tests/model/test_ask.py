@@ -90,6 +90,17 @@ def test_passing_failures_cost_nothing_but_time(ray_local, stub, tmp_path):
 
 
 @pytest.mark.engine
+def test_refusing_some_is_their_loss_and_refusing_all_is_the_endpoints(ray_local, stub, tmp_path):
+    prompts = write_prompts(tmp_path, 6)
+    stub.fail(100, 400)
+    with pytest.raises(EndpointError, match="answered nothing: HTTP 400"):
+        ask(prompts, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "cache", "asking")
+    stub.fail(2, 400)
+    errors = ask(prompts, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "cache", "asking")["error"].to_pylist()
+    assert sum(error != "" for error in errors) == 2 * SAMPLING.n and len(errors) == 6 * SAMPLING.n
+
+
+@pytest.mark.engine
 def test_an_unusable_endpoint_is_one_line_and_answers_until_then_stay(ray_local, stub, tmp_path):
     prompts = write_prompts(tmp_path, 6)
     answered = ask(prompts.slice(0, 3), Endpoint(stub.url, "m"), SAMPLING, tmp_path / "cache", "asking")

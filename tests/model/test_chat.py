@@ -116,6 +116,13 @@ def test_the_key_is_sent_and_never_shown(stub, monkeypatch, caplog):
     assert stub.state()["keys"] == ["Bearer sk-secret"]
 
 
+def test_the_oracles_key_is_not_sent_to_the_model(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-oracle")
+    monkeypatch.setenv("ENGINE_API_KEY", "sk-engine")
+    assert Endpoint("https://a.example/v1", "m").key() == "sk-oracle"
+    assert Endpoint("https://b.example/v1", "m", key_from="ENGINE_API_KEY").key() == "sk-engine"
+
+
 def test_a_remote_endpoint_needs_a_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(EndpointError, match="set OPENAI_API_KEY"):

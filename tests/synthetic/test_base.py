@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medq_ray.artifacts import digest_folder
 from medq_ray.images import encode_png
-from medq_ray.synthetic.base import BaseImage, crop, find_base, modality_of, read
+from medq_ray.synthetic.base import BaseImage, crop, find_base, modality_of, read, subject_of
 from medq_ray.synthetic.plan import make_plan, split_sizes
 from medq_ray.synthetic.world import make_image, read_world, write_world
 
@@ -93,6 +93,14 @@ def test_folder_words_are_whole_words(tmp_path):
     cases = {"brain_mri": "mri", "CT head": "ct", "factory": None, "mri/histology": "histopathology"}
     for name, modality in cases.items():
         assert modality_of(tmp_path / name / "x.png", tmp_path) == modality
+
+
+def test_pictures_of_one_folder_are_one_patient(tmp_path):
+    """Neighbouring slices in two splits would be a leak."""
+    cases = {"mri/p1/s1.png": "p1", "mri/p1/s2.png": "p1", "mri/p2/s1.png": "p2", "mri/a.png": "a", "x/ct/b/c/d.png": "b/c"}
+    for name, subject in cases.items():
+        assert subject_of(tmp_path / name, tmp_path) == subject
+    assert subject_of(tmp_path / "mri" / "a.png", tmp_path / "mri") == "a"
 
 
 def test_dicom_is_windowed_in_hounsfield_units(tmp_path):

@@ -13,7 +13,7 @@ from medq_ray.schema import DEGRADATIONS, EVERYDAY, IMAGE, MODALITIES, QUESTION,
 from medq_ray.synthetic import world as world_module
 from medq_ray.synthetic.asking import ask_all
 from medq_ray.synthetic.plan import CELLS, RESERVED_SEEDS, ZIPF_ORDER, make_plan, split_sizes
-from medq_ray.synthetic.world import World, make_image, read_world, write_world
+from medq_ray.synthetic.world import UNFINISHED, World, make_image, read_world, write_world
 
 SIZE = 32
 
@@ -186,3 +186,20 @@ def test_what_is_no_world_is_named_in_one_line(folder, tmp_path):
 def test_specific_cells_are_all_in_the_tail():
     specific = {(m, d) for m in MODALITIES for d in DEGRADATIONS[m] if d not in EVERYDAY}
     assert set(ZIPF_ORDER) == specific
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    precious = tmp_path / "images" / "pool" / "000001.png"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="not empty and no world of ours"):
+        write_world(tmp_path, 60, 1)
+    assert precious.read_bytes() == b"mine"
+
+
+def test_a_world_in_the_making_can_be_made_again(tmp_path):
+    write_world(tmp_path / "whole", 60, 1)
+    write_world(tmp_path / "killed", 60, 2)
+    (tmp_path / "killed" / "world.json").rename(tmp_path / "killed" / UNFINISHED)
+    assert write_world(tmp_path / "killed", 60, 1)["digest"] == read_world(tmp_path / "whole").digest
+    assert not (tmp_path / "killed" / UNFINISHED).exists()
