@@ -20,6 +20,8 @@ GROUPS = (
     ("by_modality", "modality"),
 )
 """Axes of metrics.json that base and last checkpoint are compared by, with their headings."""
+STRETCH = 10
+"""Training steps that the loss curve averages."""
 SEVERITY_WORDS = {"none": "no degradation"}
 PAPER = {  # Table 3 of the paper: cold start and later iterations
     "human review rate": ("100 %", "18 %"),
@@ -136,13 +138,15 @@ def work(run: RunFiles) -> list[dict]:
 
 
 def losses(run: RunFiles) -> str | None:
-    """The training loss of every fine-tuning, each step as metrics.jsonl has it."""
+    """The training loss of every fine-tuning, by STRETCH steps: single steps of a dozen samples hide the trend."""
     curves = []
     for row in run.summary["iterations"]:
         path = run.root / f"iter-{row['t']:02d}" / "evolve" / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        if lines:
-            curves.append((f"t = {row['t']}", [(line["step"], line["loss"]) for line in lines]))
+        stretches = [lines[start : start + STRETCH] for start in range(0, len(lines), STRETCH)]
+        points = [(part[-1]["step"], sum(line["loss"] for line in part) / len(part)) for part in stretches]
+        if points:
+            curves.append((f"t = {row['t']}", points))
     return charts.losses(curves) if curves else None
 
 
