@@ -191,7 +191,7 @@ def identity(config: Config) -> dict[str, Any]:
     whether there is one: a server elsewhere may serve another model under the same name."""
     data = config.model_dump(mode="json", exclude=HARDWARE_FIELDS)
     for name in ("engine", "oracle"):
-        data[name]["elsewhere"] = getattr(config, name).base_url is not None
+        data[name]["base_url"] = None if getattr(config, name).base_url is None else "set"
     return data
 
 

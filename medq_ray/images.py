@@ -18,15 +18,15 @@ MAX_PIXELS = 64_000_000
 def read_image(path: str | Path) -> np.ndarray:
     """Decode one image file to uint8 RGB.
 
-    Raises ValueError naming the file when it is missing, truncated, no image, larger than MAX_PIXELS, or of more than
-    8 bits a channel: its display window is not ours to guess.
+    Raises ValueError naming the file when it is missing, truncated, no image, larger than MAX_PIXELS, or grey with
+    more than 8 bits: its display window is not ours to guess.
     """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{path}: {image.width}x{image.height} pixels, the limit is {MAX_PIXELS}")
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"{path}: more than 8 bits a channel; save it as 8-bit, windowed for viewing")
+                raise ValueError(f"{path}: grey with more than 8 bits; save it with 8, windowed for viewing")
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from error

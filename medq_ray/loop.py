@@ -57,11 +57,12 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
     checkpoint, origin = check_inputs(config), "base"
     with claimed(run_dir, config), quiet(run_dir / LOG), ray_session(run_dir / LOG):
         loop = Loop(Run(run_dir), config)
-        iterations, stopped = [], "not yet"
+        iterations, stopped = [], None
         best = -1.0
         for t in range(config.loop.max_iterations + 1):
             say(f"\niteration {t}: {origin}")
             last = t == config.loop.max_iterations
+            known = loop.done(t, "evolve") is not None
             if last:
                 stopped = "max_iterations"
             with Servers() as servers:
@@ -78,8 +79,9 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
                 evolved = loop.evolve(t, checkpoint)
                 origin = f"iter-{t:02d}/evolve/checkpoint"
             iterations.append(loop.summarise(t, last))
-            summary = write_summary(loop, iterations, stopped)
-            after(summary)
+            if not known:  # passing through what was done before changes nothing
+                summary = write_summary(loop, iterations, stopped)
+                after(summary)
             if last:
                 return summary
             checkpoint = evolved.path / "checkpoint"
@@ -92,6 +94,11 @@ def check_inputs(config: Config) -> Path:
     Raises ValueError or EndpointError.
     """
     encoder_folder(config.encoder.name)
+    oracle = config.oracle
+    if oracle.base_url is None and oracle.model != SIMULATED_ORACLE:
+        raise ValueError(f"oracle.model={oracle.model!r} needs oracle.base_url; only {SIMULATED_ORACLE!r} is built in")
+    if oracle.edit_rate + oracle.reject_rate > 1:
+        raise ValueError(f"oracle.edit_rate={oracle.edit_rate} and oracle.reject_rate={oracle.reject_rate} exceed 1")
     if config.world.path is not None:
         read_world(Path(config.world.path))
     for url, key in ((config.engine.base_url, ENGINE_KEY), (config.oracle.base_url, ORACLE_KEY)):
@@ -337,14 +344,15 @@ class Loop:
 def write_summary(loop: Loop, iterations: list[dict], stopped: str) -> dict:
     """Write summary.json: what a program reads."""
     first, last = (loop.done(t, "evaluate").table("test_scores") for t in (0, iterations[-1]["t"]))
-    tested = loop.asked("test")
-    image_of = dict(zip(tested["question_id"].to_pylist(), tested["image_id"].to_pylist(), strict=True))
+    images, tested = loop.world.images, loop.asked("test")
+    owner = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
+    patient_of = {row["question_id"]: owner[row["image_id"]] for row in tested.to_pylist()}
     summary = {
         "recipe": loop.config.recipe,
         "seed": loop.config.seed,
         "world": str(loop.world.path),
         "iterations": iterations,
-        "comparison": {"base_to_last": compare(first, last, image_of)},
+        "comparison": {"base_to_last": compare(first, last, patient_of)},
         "stopped": stopped,
     }
     write_json(loop.run.root / "summary.json", summary)

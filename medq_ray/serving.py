@@ -39,8 +39,10 @@ def ray_session(log: Path) -> Iterator[None]:
         if address := os.environ.get("RAY_ADDRESS"):
             try:
                 ray.init(log_to_driver=True)
-            except (ConnectionError, RuntimeError) as error:
-                raise EngineError(f"no Ray answers at RAY_ADDRESS={address}: start it, or unset RAY_ADDRESS") from error
+            except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+                reason = " ".join(str(error).split())[:200]
+                advice = "start it, or unset RAY_ADDRESS"
+                raise EngineError(f"no Ray to use at RAY_ADDRESS={address} ({reason}): {advice}") from error
         else:
             # The controller, proxy, ingress and engine of one model want about three logical CPUs, Ray Data and the
             # oracle more; they mostly wait for each other, so declare more logical CPUs than there are cores.
@@ -94,13 +96,16 @@ def start_serve(port: int = 0) -> str:
 @contextmanager
 def running_app(application: "Application", *, name: str, route_prefix: str, port: int = 0) -> Iterator[str]:
     """Run one app beside whatever else is served; yield its address, 'http://127.0.0.1:PORT/PREFIX' without a slash
-    at the end. On exit only this app is deleted. Raises like `start_serve`, and RuntimeError if the app cannot start.
+    at the end. On exit only this app is deleted. Raises like `start_serve`, and EngineError if the app cannot start.
     """
     from ray import serve
 
     address = start_serve(port)
     try:
-        serve.run(application, name=name, route_prefix=route_prefix)
+        try:
+            serve.run(application, name=name, route_prefix=route_prefix)
+        except RuntimeError as error:
+            raise EngineError(f"app {name} cannot start: {' '.join(str(error).split())[:200]}") from error
         yield address + route_prefix.rstrip("/")
     finally:
         serve.delete(name)

@@ -20,7 +20,7 @@ def test_more_than_8_bits_are_refused_rather_than_clipped(tmp_path):
     """Pillow would clip a 12-bit scan at 255: nearly all of it white."""
     for name, dtype in (("a.png", np.uint16), ("b.tif", np.float32), ("c.tif", np.int32)):
         Image.fromarray(np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(dtype)).save(tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name}: more than 8 bits a channel"):
+        with pytest.raises(ValueError, match=f"{name}: grey with more than 8 bits"):
             read_image(tmp_path / name)
 
 

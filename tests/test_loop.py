@@ -36,6 +36,8 @@ def test_other_settings_are_refused_and_named(tmp_path):
         ("engine.checkpoint={tmp}/typo", r"typo has no config\.json"),
         ("encoder.name=typo", "encoder.name='typo'"),
         ("encoder.name=local-dir:{tmp}", "open_clip_config.json"),
+        ("oracle.model=gpt-4o", "needs oracle.base_url"),
+        ("oracle.edit_rate=0.95", "exceed 1"),
         ("oracle.base_url=https://oracle.example/v1", "set OPENAI_API_KEY"),
         ("engine.base_url=https://engine.example/v1", "set ENGINE_API_KEY"),
     ],

@@ -130,13 +130,13 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
 
 
-def compare(before: pa.Table, after: pa.Table, image_of: Mapping[str, str]) -> dict:
+def compare(before: pa.Table, after: pa.Table, patient_of: Mapping[str, str]) -> dict:
     """{difference, ci95, p_mcnemar, n, gained, lost} of perception accuracy, after minus before, paired by question.
 
-    before, after: schema.SCORE tables of the same questions, one run each; image_of: question id -> image id. The
-    interval is Wald's for a paired difference with images as clusters: three questions about one image are not three
-    independent observations. McNemar's test, which the field reports, takes them as independent. Raises ValueError
-    when the tables are of different questions.
+    before, after: schema.SCORE tables of the same questions, one run each; patient_of: question id -> patient.
+    The interval is Wald's for a paired difference with patients as clusters: three questions about one image, or about
+    two images of a patient, are not independent observations. McNemar's test, which the field reports, takes them as
+    such. Raises ValueError when the tables are of different questions.
     """
     right = [
         {row["question_id"]: row["wrong"] == 0 for row in table.to_pylist() if row["kind"] in PERCEPTION_KINDS}
@@ -153,7 +153,7 @@ def compare(before: pa.Table, after: pa.Table, image_of: Mapping[str, str]) -> d
     difference = (gained - lost) / n
     deviation: dict[str, float] = defaultdict(float)
     for name, value in change.items():
-        deviation[image_of[name]] += value - difference
+        deviation[patient_of[name]] += value - difference
     half = Z95 * math.sqrt(math.fsum(value**2 for value in deviation.values())) / n
     return {
         "difference": round(difference, 6),

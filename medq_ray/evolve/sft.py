@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from medq_ray.artifacts import SCRATCH, digest_file, digest_folder, digest_of
 from medq_ray.config import Config, identity
 from medq_ray.console import progress
+from medq_ray.serving import EngineError
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -41,7 +42,7 @@ def fine_tune(folder: Path, *, samples: Path, checkpoint: Path, config: Config, 
     it was seen) and samples_per_second while stepping.
 
     Raises ValueError for a missing checkpoint, a processor without chat template, an unreadable image and a loss
-    that is not finite.
+    that is not finite, EngineError when a worker dies for another reason.
     """
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -89,8 +90,8 @@ def on_gpus(config: Config) -> bool:
 
 
 def run(trainer: "TorchTrainer") -> dict:
-    """What rank 0 returned from the training. A worker's ValueError is raised as it was."""
-    from ray.train import WorkerGroupError
+    """What rank 0 returned from the training. A worker's ValueError is raised as it was, EngineError for the rest."""
+    from ray.train import ControllerError, WorkerGroupError
 
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -99,7 +100,10 @@ def run(trainer: "TorchTrainer") -> dict:
         for failure in error.worker_failures.values():
             if isinstance(failure, ValueError):
                 raise failure from error
-        raise
+        reasons = [" ".join(str(failure).split()) for failure in error.worker_failures.values()]
+        raise EngineError(f"a training worker died: {reasons[0][-300:]}") from error
+    except ControllerError as error:
+        raise EngineError(f"training could not go on: {' '.join(str(error).split())[-300:]}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)  # fit leaves its own behind, which swallows every later Ctrl-C

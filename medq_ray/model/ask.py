@@ -111,7 +111,7 @@ def _answers(
     context.enable_progress_bars = False
     answered = ray.data.from_arrow(blocks).map_batches(
         Asker,
-        fn_constructor_args=(endpoint, sampling, str(cache)),
+        fn_constructor_args=(endpoint, endpoint.key(), sampling, str(cache)),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -133,8 +133,8 @@ def _answers(
 class Asker:
     """A Ray Data actor that turns REQUEST batches into ANSWER batches."""
 
-    def __init__(self, endpoint: Endpoint, sampling: Sampling, cache: str):
-        self.client = Client(endpoint)
+    def __init__(self, endpoint: Endpoint, key: str, sampling: Sampling, cache: str):
+        self.client = Client(endpoint, key)
         self.sampling = sampling
         self.cache = Cache(Path(cache))  # read again: if this actor replaces one that died, its answers are there
 

@@ -126,7 +126,8 @@ def _read_choice(choice: dict) -> Choice:
 class Client:
     """Asks one endpoint, at most `endpoint.concurrency` requests at a time. Belongs to one event loop."""
 
-    def __init__(self, endpoint: Endpoint):
+    def __init__(self, endpoint: Endpoint, key: str | None = None):
+        """`key` defaults to the endpoint's in this process's environment, which a Ray worker's may not be."""
         import httpx
         import openai
 
@@ -135,7 +136,7 @@ class Client:
         self.slots = asyncio.Semaphore(endpoint.concurrency)
         self.openai = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
-            api_key=endpoint.key(),
+            api_key=key or endpoint.key(),
             timeout=endpoint.timeout,
             max_retries=0,  # ours: they also cover bodies that are no completion
             http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=endpoint.timeout),

@@ -192,7 +192,8 @@ def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine, app: st
     base_url = f"{start_serve(engine.port)}/{app}/v1"
     try:
         start_app(application, app, deadline)
-        asyncio.run(check_sight(Endpoint(base_url, name, timeout=max(1.0, deadline - time.monotonic()), retries=2)))
+        timeout = max(1.0, deadline - time.monotonic())
+        asyncio.run(check_sight(Endpoint(base_url, name, timeout=timeout, retries=2, key_from="ENGINE_API_KEY")))
         yield base_url
     finally:
         serve.delete(app)

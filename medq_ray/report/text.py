@@ -79,6 +79,8 @@ def iteration_table(summary: dict) -> str:
     lines.append("")
     for row in summary["iterations"]:
         lines += details(row)
+    if summary["stopped"] is None:  # still running
+        return "\n".join(lines)
     compared = summary["comparison"]["base_to_last"]
     low, high = (100 * bound for bound in compared["ci95"])
     lines += [

@@ -38,7 +38,8 @@ def headline(run: RunFiles) -> dict:
     first, last = rows[0]["test"], rows[-1]["test"]
     low, high = (100 * bound for bound in compared["ci95"])
     difference = 100 * compared["difference"]
-    picks = [pick for row in rows for pick in selected(run, row["t"])]
+    trained = [row for row in rows[:-1] if "trained_on" in row]  # what the last row trained is not yet evaluated
+    picks = [pick for row in trained for pick in selected(run, row["t"])]
     return {
         "base": percent(first["accuracy"]),
         "last": percent(last["accuracy"]),
@@ -48,7 +49,7 @@ def headline(run: RunFiles) -> dict:
         "p": p_value(compared["p_mcnemar"]),
         "settled": compared["p_mcnemar"] < 0.05,
         "n": compared["n"],
-        "trainings": sum("trained_on" in row for row in rows),
+        "trainings": len(trained),
         "images": len(picks),
         "targeted": sum(pick["strategy"] == "failure_driven" for pick in picks),
         "gained": compared.get("gained"),

@@ -62,11 +62,12 @@ def modality_of(path: Path, root: Path) -> str | None:
 
 
 def subject_of(path: Path, root: Path) -> str:
-    """Whose picture it is: its folder below the one that names the modality, or its stem right in that folder."""
+    """Whose picture it is: its folder below the first that names a modality, else the folders above that one, else
+    its stem. Where this is wrong it joins patients rather than tearing one apart."""
     *folders, name = path.relative_to(root).parts
-    named = [i for i, folder in enumerate(folders) if modality_of(root / folder / name, root / folder)]
-    below = folders[named[-1] + 1 :] if named else folders
-    return "/".join(below) or Path(name).stem
+    first = next((i for i, folder in enumerate(folders) if modality_of(root / folder / name, root / folder)), -1)
+    above, below = folders[: max(first, 0)], folders[first + 1 :]
+    return below[0] if below else "/".join(above) or Path(name).stem
 
 
 def salted(salt: str, identity: str) -> str:
@@ -150,9 +151,8 @@ def find_base(root: Path, salt: str) -> tuple[list[BaseImage], list[dict[str, st
     """(images that can be used, [{'file', 'reason'}] of all others) below `root`, sorted by file.
 
     Each candidate is decoded once here, so that a bad file is reported now and not in the middle of a world. The
-    patient is the file's PatientID; pictures have none, so those in a folder below the modality's are one patient,
-    and beside each other equal file stems are. Raises ValueError when the folder is missing or holds nothing that can
-    be used.
+    patient is the file's PatientID; pictures have none, so `subject_of` their path. Raises ValueError when the folder
+    is missing or holds nothing that can be used.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")

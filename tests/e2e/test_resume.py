@@ -5,6 +5,7 @@ oracle and FSDP2 training are real.
 """
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from medq_ray.ledger import Ledger
 from medq_ray.synthetic.world import write_world
 
 STUB = Path(__file__).parents[1] / "stub.py"
@@ -49,16 +51,22 @@ def running_stub() -> Iterator[str]:
         process.wait()
 
 
-def answered(url: str) -> dict[str, int]:
-    """'image|prompt' -> how often the stub answered it."""
+def state(url: str) -> dict:
+    """What the stub saw: 'answered' counts of 'image|prompt', 'keys' that were sent."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/counts") as response:
-        return json.load(response)["answered"]
+        return json.load(response)
+
+
+def tokens(run_dir: Path) -> dict[str, float]:
+    """The bill of a run, without its seconds."""
+    return {what: amount for what, amount in Ledger(run_dir / "ledger.jsonl").total().items() if "tokens" in what}
 
 
 def medq(place: str, world: Path, run_dir: Path, url: str) -> subprocess.CompletedProcess:
     sets = [f"--set={setting}" for setting in [*SETTINGS, f"world.path={world}", f"engine.base_url={url}"]]
     command = [sys.executable, str(KILLED_RUN), place, "run", "--recipe", "demo", "--run-dir", str(run_dir), *sets]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400)
+    secret = os.environ | {"OPENAI_API_KEY": "sk-of-the-oracle"}
+    return subprocess.run(command, env=secret, capture_output=True, text=True, timeout=400)
 
 
 def result_files(run_dir: Path) -> dict[str, str]:
@@ -82,11 +90,13 @@ def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path):
             assert killed.returncode == -9, f"not killed at {place}: {killed.stdout}{killed.stderr}"
         finished = medq("", world, tmp_path / "broken", broken)
         assert finished.returncode == 0, finished.stdout + finished.stderr
-        asked_once, asked_again = answered(unbroken), answered(broken)
+        asked_once, asked_again = (state(url)["answered"] for url in (unbroken, broken))
+        assert state(unbroken)["keys"] == ["Bearer none"]  # the oracle's key is not the model's
 
     expected, found = result_files(tmp_path / "unbroken"), result_files(tmp_path / "broken")
     assert {"iter-01/evolve/checkpoint/model.safetensors", "iter-02/evaluate/metrics.json"} <= set(expected)
     assert found == expected
+    assert tokens(tmp_path / "broken") == tokens(tmp_path / "unbroken")
     # A request in flight at a kill was never received and is asked again: at most 48 are, at each of the kills.
     assert set(asked_again) == set(asked_once)
     repeated = sum(asked_again[key] - asked_once[key] for key in asked_once)

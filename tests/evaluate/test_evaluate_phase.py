@@ -87,6 +87,7 @@ def test_test_answers_reach_reports_only(tmp_path, images):
 def test_dev_questions_on_quarantined_images_are_left_out_and_said(tmp_path, images, capsys):
     dev = questions(24, images)
     evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(1), answer=Model())
-    assert "2 of 24 dev questions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 24 dev questions" in said and "2 of 24 test questions" in said
     with pytest.raises(ValueError, match="no dev question"):
         evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(0, 0), answer=Model())

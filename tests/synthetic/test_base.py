@@ -97,7 +97,10 @@ def test_folder_words_are_whole_words(tmp_path):
 
 def test_pictures_of_one_folder_are_one_patient(tmp_path):
     """Neighbouring slices in two splits would be a leak."""
-    cases = {"mri/p1/s1.png": "p1", "mri/p1/s2.png": "p1", "mri/p2/s1.png": "p2", "mri/a.png": "a", "x/ct/b/c/d.png": "b/c"}
+    cases = {
+        "mri/p1/s1.png": "p1", "mri/p1/s2.png": "p1", "mri/p2/s1.png": "p2", "mri/a.png": "a",
+        "mri/p1/t1/s1.png": "p1", "mri/p1/MR/s1.png": "p1", "p1/ct/s1.png": "p1", "p1/ct/s2.png": "p1",
+    }  # fmt: skip
     for name, subject in cases.items():
         assert subject_of(tmp_path / name, tmp_path) == subject
     assert subject_of(tmp_path / "mri" / "a.png", tmp_path / "mri") == "a"

@@ -1,5 +1,5 @@
 """Trains the embedded models from scratch: `python -m medq_ray.model.assets.train encoder`, then `vlm`, whose vision
-tower is the encoder's. `--seed S`, `--out DIR`.
+tower is the encoder's. `--seed S`, `--out DIR`, `--encoder DIR`.
 
 Draws synthetic images into a scratch folder, trains in two processes, writes the weights and prints how the result
 does on held-out images. README.md in this folder has the figures of the shipped weights.
@@ -34,10 +34,10 @@ def images_of(scratch: Path, name: str) -> np.ndarray:
     return np.load(scratch / f"{name}.npy", mmap_mode="r")
 
 
-def vlm(scratch: Path, out: Path, seed: int) -> None:
+def vlm(scratch: Path, out: Path, seed: int, tower: Path) -> None:
     """One process of the base model's training; the first writes and reports."""
     images = images_of(scratch, "everyday")
-    model, processor, turns = train_vlm.train(images, PLANS["everyday"], ENCODER, (READ, ANSWER), seed)
+    model, processor, turns = train_vlm.train(images, PLANS["everyday"], tower, (READ, ANSWER), seed)
     if distributed.get_rank() == 0:
         tiny.save(model, processor, out)
         (out / "model.safetensors").chmod(0o644)
@@ -45,8 +45,8 @@ def vlm(scratch: Path, out: Path, seed: int) -> None:
         print(train_vlm.table(train_vlm.verdicts(model, turns, held_out, PLANS["balanced"])))
 
 
-def encoder(scratch: Path, out: Path, seed: int) -> None:
-    """One process of the encoder's training; the first writes and reports."""
+def encoder(scratch: Path, out: Path, seed: int, tower: Path) -> None:
+    """One process of the encoder's training; the first writes and reports. `tower` is for the base model only."""
     pools = [(images_of(scratch, name), PLANS[name]) for name in ("everyday", "specific")]
     model = train_encoder.train(pools, out, CONTRAST, seed)
     if distributed.get_rank() == 0:
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("model", choices=("vlm", "encoder"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="folder of the weights (default: the shipped one)")
+    parser.add_argument("--encoder", type=Path, default=ENCODER, help="vlm: whose vision tower to start from")
     parser.add_argument("--scratch", type=Path, default=None, help="folder that keeps the drawn images between calls")
     arguments = parser.parse_args()
     out = arguments.out or Path(__file__).parent / arguments.model
@@ -71,7 +72,7 @@ def main() -> None:
             corpus.draw_missing(PLANS[name], scratch / f"{name}.npy")
         if arguments.model == "encoder":
             train_encoder.write_folder(out)
-        in_processes({"vlm": vlm, "encoder": encoder}[arguments.model], scratch, out, arguments.seed)
+        in_processes({"vlm": vlm, "encoder": encoder}[arguments.model], scratch, out, arguments.seed, arguments.encoder)
     print(f"{out} in {time.time() - started:.0f} s")
 
 

@@ -181,7 +181,8 @@ def take_tower(model, encoder: Path) -> None:
     """Copy the vision tower of the open_clip encoder in a folder, as InternVL starts from a contrastive tower."""
     from safetensors.torch import load_file
 
-    weights = {name.removeprefix("visual."): w.float() for name, w in load_file(encoder / WEIGHTS).items()}
+    loaded = load_file(encoder / WEIGHTS)
+    weights = {name.removeprefix("visual."): w.float() for name, w in loaded.items() if name.startswith("visual.")}
     tower = {
         "embeddings.cls_token": weights["class_embedding"][None, None],
         "embeddings.position_embeddings": weights["positional_embedding"][None],
