@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_run import build
 
-from medq_ray.report import write_report
+from medq_ray.report import iteration_table, write_report
 from medq_ray.report.charts import axis, spread
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
@@ -144,3 +144,14 @@ def test_axis_holds_every_value(shares):
 def test_labels_do_not_cover_each_other():
     moved = sorted(y for _, y in spread({"a": (0.0, 50.0), "b": (0.0, 52.0), "c": (0.0, 90.0)}).values())
     assert all(lower - upper >= 15 for upper, lower in zip(moved, moved[1:], strict=False))
+
+
+def test_a_run_that_goes_on_claims_no_result_of_what_it_has_not_evaluated(run):
+    path = run / "summary.json"
+    summary = json.loads(path.read_text())
+    for rows, words in ((1, "no checkpoint has been evaluated after training yet"), (2, "after training on questions")):
+        path.write_text(json.dumps(summary | {"iterations": summary["iterations"][:rows], "stopped": None}))
+        text = page(run)
+        assert words in text and "still running" in text and f"{rows - 1} fine-tuning" in text
+        table = iteration_table(json.loads(path.read_text()))
+        assert "McNemar" not in table and "stopped" not in table
