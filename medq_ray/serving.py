@@ -37,9 +37,12 @@ def ray_session(log: Path) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         if address := os.environ.get("RAY_ADDRESS"):
+            host, _, port = address.rpartition(":")
             try:
+                if port.isdigit() and "/" not in host:  # Ray itself tries for two minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(log_to_driver=True)
-            except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            except (OSError, RuntimeError, ray.exceptions.RayError) as error:
                 reason = " ".join(str(error).split())[:200]
                 advice = "start it, or unset RAY_ADDRESS"
                 raise EngineError(f"no Ray to use at RAY_ADDRESS={address} ({reason}): {advice}") from error

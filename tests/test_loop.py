@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from ray.exceptions import RaySystemError
 
 from medq_ray import loop, recipes
 from medq_ray.artifacts import MANIFEST
@@ -12,6 +13,7 @@ from medq_ray.config import override
 from medq_ray.ledger import Ledger
 from medq_ray.loop import claimed
 from medq_ray.model.chat import EndpointError
+from medq_ray.serving import EngineError, free_port, ray_session
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
@@ -49,6 +51,22 @@ def test_a_typo_is_told_before_anything_is_written(tmp_path, monkeypatch, assign
     with pytest.raises((ValueError, EndpointError), match=complaint):
         loop.run(chosen, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    with pytest.raises(EngineError, match="no Ray to use at RAY_ADDRESS=127.0.0.1:.*unset RAY_ADDRESS") as caught:
+        with ray_session(tmp_path / "log.txt"):
+            raise AssertionError("there is no cluster")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_dies_in_ray_is_one_line_with_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: True)  # nothing to start or stop
+    with pytest.raises(EngineError, match="RaySystemError: line two; see .*log.txt, then run the same command again") as caught:
+        with ray_session(tmp_path / "log.txt"):
+            raise RaySystemError("line one\nline two")
+    assert "\n" not in str(caught.value)
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path):
