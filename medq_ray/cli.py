@@ -83,7 +83,12 @@ def start(chosen: config.Config, run_dir: Path) -> None:
 
     click.echo(f"medq_ray {__version__}: recipe {chosen.recipe}, seed {chosen.seed}, run directory {run_dir}")
     click.echo(f"the engines' own messages go to {run_dir / loop.LOG}")
-    loop.run(chosen, run_dir, after=show)
+    try:
+        loop.run(chosen, run_dir, after=show)
+    except KeyboardInterrupt as error:
+        stopped = UserError("stopped; the same command goes on where this one was")
+        stopped.exit_code = 130  # as shells have it for Ctrl-C
+        raise stopped from error
 
 
 @main.command()

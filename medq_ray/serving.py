@@ -88,7 +88,7 @@ def start_serve(port: int = 0) -> str:
             try:
                 probe.bind((LOOPBACK, port))
             except OSError as error:
-                raise ValueError(f"engine.port={port} is in use; set another port, or 0 for a free one") from error
+                raise ValueError(f"port {port} is in use; give another one (engine.port, or --port of a command), or 0 for a free one") from error
     port = port or free_port()
     serve.start(
         http_options={"host": LOOPBACK, "port": port}, controller_options={"runtime_env": {"env_vars": PATIENCE}}

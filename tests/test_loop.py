@@ -54,6 +54,7 @@ def test_a_typo_is_told_before_anything_is_written(tmp_path, monkeypatch, assign
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have started one
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     with pytest.raises(EngineError, match="no Ray to use at RAY_ADDRESS=127.0.0.1:.*unset RAY_ADDRESS") as caught:
         with ray_session(tmp_path / "log.txt"):

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from medq_ray.artifacts import write_table
 from medq_ray.config import Encoder
-from medq_ray.console import progress
+from medq_ray.console import progress, say
 from medq_ray.images import pixel_digest, read_image
 from medq_ray.pool.hashing import phash, quality
 from medq_ray.schema import DROP, IMAGE, MODALITIES, SPLITS, embedded_image_schema
@@ -148,6 +148,9 @@ def ingest(folder: Path, images: pa.Table, *, encoder: Encoder) -> dict:
         raise ValueError(f"none of {images.num_rows} images could be read; the first: {drops[0]['reason']}")
     write_table(folder / "images.parquet", good, embedded_image_schema(good.schema.field("embedding").type.list_size))
     drops.sort(key=lambda row: (row["id"], row["step"], row["reason"]))
+    if drops:
+        say(f"  {len(drops)} of {len(drops) + good.num_rows} files are left out, the first since {drops[0]['reason']}")
+        say(f"  all of them are in {folder / 'quarantine.parquet'}")
     write_table(folder / "quarantine.parquet", drops, DROP)
     splits = {split: pc.sum(pc.equal(good["split"], split)).as_py() for split in SPLITS}
     return {"images": good.num_rows, "quarantined": len(drops), **splits}

@@ -123,11 +123,16 @@ def _make_all(items: list[Item], work: Callable, progress: Callable[[int], objec
     return made
 
 
-def _clear(out: Path) -> None:
-    """Unmake a world that is there, finished or not: first the file that says it is one, then its images.
+def _clear(out: Path, asked: dict) -> None:
+    """Unmake the same world or an unfinished one: first the file that says it is one, then its images.
 
-    Raises ValueError for a folder with anything else in it, whose files are not ours to delete.
+    Raises ValueError for a finished world that is not as `asked` (some runs may use it) and for a folder with anything
+    else in it: their files are not ours to delete.
     """
+    if (out / "world.json").exists():
+        known = read_json(out / "world.json")
+        if asked != {name: known.get(name) for name in asked}:
+            raise ValueError(f"{out}: holds another finished world; choose another folder, or delete it first")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ("world.json", UNFINISHED)):
         raise ValueError(f"{out}: not empty and no world of ours; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -174,7 +179,7 @@ def write_world(
         raise ValueError(f"{out}: is a file, a world is a folder")
     found, skipped = find_base(root, f"medq-synth-{seed}") if root else ([], [])
     items = make_plan(seed, sizes, found)
-    _clear(out)
+    _clear(out, {"seed": seed, "size": size, "images": sizes})
     made = _make_all(items, partial(_make_chunk, out=out, size=size, root=root), progress or (lambda count: None))
     image_rows, truth_rows = _rows(items, made)
     asked = [(t, i["uri"]) for i, t in zip(image_rows, truth_rows, strict=True) if t["split"] != "pool"]

@@ -49,7 +49,8 @@ def test_truth_remakes_the_image(world):
 
 def test_processes_and_reruns_make_the_same_bytes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(world_module, "INLINE", 10**9)  # the fixture's world was made by several processes
-    write_world(tmp_path, 300, 6, size=SIZE)  # leftovers of a larger world must not show
+    write_world(tmp_path, 300, 6, size=SIZE)  # leftovers of a larger world that was killed must not show
+    (tmp_path / "world.json").rename(tmp_path / world_module.UNFINISHED)
     write_world(tmp_path, 240, 5, size=SIZE)
     assert digest_folder(tmp_path) == digest_folder(folder)
 
@@ -203,3 +204,11 @@ def test_a_world_in_the_making_can_be_made_again(tmp_path):
     (tmp_path / "killed" / "world.json").rename(tmp_path / "killed" / UNFINISHED)
     assert write_world(tmp_path / "killed", 60, 1)["digest"] == read_world(tmp_path / "whole").digest
     assert not (tmp_path / "killed" / UNFINISHED).exists()
+
+
+def test_another_finished_world_is_not_replaced(tmp_path):
+    before = write_world(tmp_path, 60, 1)
+    for images, seed in ((60, 2), (90, 1)):
+        with pytest.raises(ValueError, match="another finished world"):
+            write_world(tmp_path, images, seed)
+    assert read_world(tmp_path).digest == before["digest"] == write_world(tmp_path, 60, 1)["digest"]
