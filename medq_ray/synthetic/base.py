@@ -39,8 +39,15 @@ BLANK = 0.02
 """Standard deviation of grey values below which there is nothing to degrade. Our choice."""
 CT_WINDOW = (40.0, 400.0)
 """Centre and width in HU where a file gives none: the usual soft-tissue window."""
-DICOM_ERRORS = (InvalidDicomError, OSError, ValueError, AttributeError, KeyError, NotImplementedError, RuntimeError)
-"""What pydicom and its decoders raise on damaged or unsupported files."""
+DICOM_ERRORS = (
+    InvalidDicomError,  # no DICOM
+    OSError,  # cut off in the middle
+    ValueError,  # an element whose value does not parse, too few pixel bytes
+    AttributeError,  # no Rows, no PixelData, no transfer syntax
+    KeyError,  # an element that a decoder needs
+    RuntimeError,  # a compression without a decoder (NotImplementedError is one of these), a decoder that failed
+)
+"""What pydicom and its decoders raise on damaged or unsupported files; around their calls only."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,10 @@ def _read_dicom(data: bytes, modality: str) -> tuple[np.ndarray, str]:
             raise ValueError("more than one frame or channel")
         if shape > MAX_PIXELS:
             raise ValueError(f"{shape} pixels, the limit is {MAX_PIXELS}")
-        shown = _window(dataset.pixel_array, dataset, modality)
+        values = dataset.pixel_array
     except DICOM_ERRORS as error:
         raise ValueError(f"no readable DICOM image ({error})") from error
+    shown = _window(values, dataset, modality)
     grey = (shown * 255 + 0.5).astype(np.uint8)
     patient = str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "").strip()
     return np.repeat(grey[..., None], 3, axis=2), patient
