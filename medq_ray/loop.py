@@ -8,6 +8,7 @@ servers start when a step first needs them: a run whose steps are all done start
 
 import fcntl
 import functools
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
         loop = Loop(Run(run_dir), config)
         iterations, stopped = [], None
         best = -1.0
-        for t in range(config.loop.max_iterations + 1):
+        for t in itertools.count():
             say(f"\niteration {t}: {origin}")
             last = t == config.loop.max_iterations
             known = loop.done(t, "evolve") is not None
@@ -85,7 +86,6 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
             if last:
                 return summary
             checkpoint = evolved.path / "checkpoint"
-    raise AssertionError("the last iteration returns")
 
 
 def check_inputs(config: Config) -> Path:
@@ -208,7 +208,8 @@ class Loop:
             url = engine.base_url or servers.enter_context(
                 serve_checkpoint(checkpoint, name, engine, app=f"{name}-{self.tag}")
             )
-            return self.endpoint(url, name, digest_folder(checkpoint), ENGINE_KEY)
+            identity = self.base if t == 0 else digest_folder(checkpoint)  # of an 8B model: 16 GB to read
+            return self.endpoint(url, name, identity, ENGINE_KEY)
 
         return functools.partial(servers.once, "model", start)
 
@@ -341,8 +342,8 @@ class Loop:
         return row
 
 
-def write_summary(loop: Loop, iterations: list[dict], stopped: str) -> dict:
-    """Write summary.json: what a program reads."""
+def write_summary(loop: Loop, iterations: list[dict], stopped: str | None) -> dict:
+    """Write summary.json: what a program reads. `stopped` is why, None while the run goes on."""
     first, last = (loop.done(t, "evaluate").table("test_scores") for t in (0, iterations[-1]["t"]))
     images, tested = loop.world.images, loop.asked("test")
     owner = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))

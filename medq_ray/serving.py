@@ -25,6 +25,11 @@ PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEAL
 """On two busy cores a proxy can take longer to start than the 15 seconds after which Serve would replace it."""
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """The end of an error's text without line breaks, at most `most` characters: what it says last says why."""
+    return " ".join(str(error).split())[-most:]
+
+
 @contextmanager
 def ray_session(log: Path) -> Iterator[None]:
     """Attach to the cluster in RAY_ADDRESS, or to the job's, or start Ray on this machine for the run.
@@ -43,9 +48,8 @@ def ray_session(log: Path) -> Iterator[None]:
                     socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(log_to_driver=True)
             except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-                reason = " ".join(str(error).split())[:200]
-                advice = "start it, or unset RAY_ADDRESS"
-                raise EngineError(f"no Ray to use at RAY_ADDRESS={address} ({reason}): {advice}") from error
+                reason = f"no Ray to use at RAY_ADDRESS={address} ({one_line(error)})"
+                raise EngineError(f"{reason}: start it, or unset RAY_ADDRESS") from error
         else:
             # The controller, proxy, ingress and engine of one model want about three logical CPUs, Ray Data and the
             # oracle more; they mostly wait for each other, so declare more logical CPUs than there are cores.
@@ -53,8 +57,7 @@ def ray_session(log: Path) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise EngineError(f"{type(error).__name__}: {reason}; see {log}, then run the same command again") from error
+        raise EngineError(f"{type(error).__name__}: {one_line(error)}; see {log}, then run the same command again") from error
     finally:
         if started:
             ray.shutdown()
@@ -108,7 +111,7 @@ def running_app(application: "Application", *, name: str, route_prefix: str, por
         try:
             serve.run(application, name=name, route_prefix=route_prefix)
         except RuntimeError as error:
-            raise EngineError(f"app {name} cannot start: {' '.join(str(error).split())[:200]}") from error
+            raise EngineError(f"app {name} cannot start: {one_line(error)}") from error
         yield address + route_prefix.rstrip("/")
     finally:
         serve.delete(name)

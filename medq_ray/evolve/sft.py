@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from medq_ray.artifacts import SCRATCH, digest_file, digest_folder, digest_of
 from medq_ray.config import Config, identity
 from medq_ray.console import progress
-from medq_ray.serving import EngineError
+from medq_ray.serving import EngineError, one_line
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -100,10 +100,10 @@ def run(trainer: "TorchTrainer") -> dict:
         for failure in error.worker_failures.values():
             if isinstance(failure, ValueError):
                 raise failure from error
-        reasons = [" ".join(str(failure).split()) for failure in error.worker_failures.values()]
-        raise EngineError(f"a training worker died: {reasons[0][-300:]}") from error
+        first = next(iter(error.worker_failures.values()), error)
+        raise EngineError(f"a training worker died: {one_line(first)}") from error
     except ControllerError as error:
-        raise EngineError(f"training could not go on: {' '.join(str(error).split())[-300:]}") from error
+        raise EngineError(f"training could not go on: {one_line(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)  # fit leaves its own behind, which swallows every later Ctrl-C

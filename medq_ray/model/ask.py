@@ -101,8 +101,6 @@ def _answers(
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
     blocks = [pa.Table.from_pylist(pending[i : i + BLOCK], schema=REQUEST) for i in range(0, len(pending), BLOCK)]

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from medq_ray.serving import one_line
+
 if TYPE_CHECKING:
     import openai
 
@@ -162,13 +164,13 @@ class Client:
                     if status in FATAL_STATUS:
                         raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
                     if status < 500 and status not in RETRIED_STATUS:
-                        refused = Choice("", None, None, "", f"{reason}: {_one_line(error.message)}")
+                        refused = Choice("", None, None, "", f"{reason}: {one_line(error.message)}")
                         return Reply([refused] * sampling.n)
                     wait = max(wait, _retry_after(error))
                 except openai.APITimeoutError:
                     reason = f"no answer within {self.endpoint.timeout:g} s"
                 except openai.APIConnectionError as error:
-                    reason = f"no connection ({_one_line(error.__cause__ or error)})"
+                    reason = f"no connection ({one_line(error.__cause__ or error)})"
                 except Malformed as error:
                     reason = str(error)
                 if attempt < self.endpoint.retries:
@@ -191,10 +193,6 @@ class Client:
 
     def _unusable(self, reason: str, advice: str) -> EndpointError:
         return EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): {reason}; {advice}")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _retry_after(error: "openai.APIStatusError") -> float:

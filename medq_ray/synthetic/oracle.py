@@ -16,8 +16,7 @@ def serve_oracle(
     """Serve the simulated oracle of a world with Ray Serve on loopback; yield its OpenAI base URL ('.../APP/v1').
 
     Ray must be initialised. Serve is started if it is not running, and only `app`, a name that no other run on this
-    Ray uses, is deleted on exit. Raises
-    ValueError for a world without truth, rates above 1 or a taken port.
+    Ray uses, is deleted on exit. Raises ValueError for a world without truth, rates above 1 or a taken port.
     """
     from medq_ray.serving import running_app
     from medq_ray.synthetic.oracle_app import oracle_app

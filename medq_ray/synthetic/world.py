@@ -130,7 +130,10 @@ def _clear(out: Path, asked: dict) -> None:
     else in it: their files are not ours to delete.
     """
     if (out / "world.json").exists():
-        known = read_json(out / "world.json")
+        try:
+            known = read_json(out / "world.json")
+        except ValueError as error:
+            raise ValueError(f"{out}: its world.json is damaged; choose another folder, or delete it first") from error
         if asked != {name: known.get(name) for name in asked}:
             raise ValueError(f"{out}: holds another finished world; choose another folder, or delete it first")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ("world.json", UNFINISHED)):

@@ -1,7 +1,7 @@
 """What both trainings share: two single-threaded processes that average gradients, bfloat16 products, one schedule.
 
 Threads wait for each other in every operator, processes once a step: on busy cores that decides. Products in bfloat16
-with attention in float32 halve the CPU time of a step where the CPU has AMX (0.55 to 0.28 s, one thread).
+with attention in float32 take an encoder's 48 images from 0.31 to 0.18 s a step (one thread, AVX-512 with bfloat16).
 """
 
 import math

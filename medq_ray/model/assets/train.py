@@ -45,8 +45,8 @@ def vlm(scratch: Path, out: Path, seed: int, tower: Path) -> None:
         print(train_vlm.table(train_vlm.verdicts(model, turns, held_out, PLANS["balanced"])))
 
 
-def encoder(scratch: Path, out: Path, seed: int, tower: Path) -> None:
-    """One process of the encoder's training; the first writes and reports. `tower` is for the base model only."""
+def encoder(scratch: Path, out: Path, seed: int) -> None:
+    """One process of the encoder's training; the first writes and reports."""
     pools = [(images_of(scratch, name), PLANS[name]) for name in ("everyday", "specific")]
     model = train_encoder.train(pools, out, CONTRAST, seed)
     if distributed.get_rank() == 0:
@@ -72,7 +72,9 @@ def main() -> None:
             corpus.draw_missing(PLANS[name], scratch / f"{name}.npy")
         if arguments.model == "encoder":
             train_encoder.write_folder(out)
-        in_processes({"vlm": vlm, "encoder": encoder}[arguments.model], scratch, out, arguments.seed, arguments.encoder)
+            in_processes(encoder, scratch, out, arguments.seed)
+        else:
+            in_processes(vlm, scratch, out, arguments.seed, arguments.encoder)
     print(f"{out} in {time.time() - started:.0f} s")
 
 
