@@ -1,0 +1,90 @@
+"""What several readers share: walking folders, choosing slices, turning values into display pixels."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from medq_ray.images import MAX_PIXELS
+
+MODALITY_WORDS = {
+    "mri": "mri",
+    "mr": "mri",
+    "ct": "ct",
+    "endoscopy": "endoscopy",
+    "colonoscopy": "endoscopy",
+    "fundus": "fundus",
+    "histopathology": "histopathology",
+    "histology": "histopathology",
+}
+"""Words of a folder's name (split at anything but letters and digits) -> modality."""
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, sorted, hidden ones and folders left out. Raises ValueError if it is no folder."""
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    for folder, folders, files in os.walk(root.resolve()):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(folder) / name
+
+
+def modality_of(path: Path, root: Path) -> str:
+    """Modality by the names of the folders around a file, from the inside out, the root's own name last; '' if none."""
+    root = Path(root).resolve()
+    for folder in [*reversed(path.relative_to(root).parts[:-1]), root.name]:
+        for word in re.split(r"[^a-z0-9]+", folder.lower()):
+            if word in MODALITY_WORDS:
+                return MODALITY_WORDS[word]
+    return ""
+
+
+def chosen(count: int, slices: int) -> list[int]:
+    """Which of `count` slices or frames to take: `slices` of them evenly over the middle 80 %, all of them for 0.
+
+    The ends of a volume are air and neck (our choice). At least one is taken.
+    """
+    if slices == 0:
+        return list(range(count))
+    first, last = count * 0.1, count * 0.9
+    places = first + (np.arange(slices) + 0.5) * (last - first) / slices
+    return sorted(set(np.clip(places.astype(int), 0, count - 1).tolist()))
+
+
+def shown(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """2-D values -> uint8 (H, W, 3): `low` and below is black, `high` and above white. NaN is black."""
+    unit = (values.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
+    grey = (np.clip(np.nan_to_num(unit), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def read_picture(path: str | Path, side: int = 0) -> np.ndarray:
+    """uint8 (H, W, 3) of a PNG, JPEG, TIFF, WebP ... with 8 bits a channel; alpha is dropped, not blended.
+
+    side: how long the longer side has to be at least; a JPEG that is twice as long or more is decoded at a half, a
+    quarter or an eighth (PIL's draft), which costs a fraction of the time. 0 decodes all of it. Raises ValueError
+    without naming the file for what is no picture, too large, an animation or a stack, or has more than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"expected at most {MAX_PIXELS} pixels, found {image.width}x{image.height}")
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"expected one picture, found {image.n_frames} pages or frames")
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"expected 8 bits a channel, found mode {image.mode}: save it windowed for viewing")
+            if side and image.format == "JPEG":
+                image.draft(None, (side, side))
+            if image.mode in ("RGBA", "LA", "RGBa", "La"):
+                return np.repeat(np.asarray(image)[..., :1], 3, axis=2) if image.mode[0] == "L" else np.asarray(image)[..., :3]
+            return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"expected at most {MAX_PIXELS} pixels, found many times more") from error
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise ValueError(f"expected a picture that can be decoded, found {type(error).__name__}") from error

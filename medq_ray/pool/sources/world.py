@@ -1,0 +1,22 @@
+"""A synthetic world written by `medq synth`: its PNG files with the splits that it was made with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from medq_ray.pool.sources import Row, Terms
+from medq_ray.pool.sources._files import read_picture
+from medq_ray.synthetic.world import read_world
+
+TERMS = Terms("generated", share=True, train=True, note="synthetic; images made on your own keep your own terms")
+
+
+def find(root: Path) -> Iterator[Row]:
+    """Raises ValueError when `root` holds no finished world."""
+    for row in read_world(root).images.select(["uri", "modality", "patient", "session", "split"]).to_pylist():
+        yield Row(row.pop("uri"), **row)
+
+
+def decode(row: Row, side: int) -> np.ndarray:
+    return read_picture(row.path)
