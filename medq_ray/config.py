@@ -28,6 +28,14 @@ class World(Section):
     """Side of an image in pixels."""
 
 
+class Pool(Section):
+    path: str | None = None
+    """A pool made by `medq ingest` and proven by `medq pool verify`, with the world's dev and test images in it; None
+    makes one of the world's own images. Our choice."""
+    acknowledged: tuple[str, ...] = ()
+    """Sources whose terms forbid what this run does with their images, and that you may use for it all the same."""
+
+
 class Engine(Section):
     base_url: str | None = None
     """An OpenAI-compatible endpoint to use as the model under training instead of serving its checkpoints. It must
@@ -166,6 +174,7 @@ class Config(Section):
     seed: int = Field(0, ge=0)
     """Seed of everything that draws."""
     world: World = World()
+    pool: Pool = Pool()
     engine: Engine = Engine()
     encoder: Encoder = Encoder()
     evaluate: Evaluate = Evaluate()
@@ -178,6 +187,7 @@ class Config(Section):
 
 
 HARDWARE_FIELDS = {
+    "pool": {"path", "acknowledged"},
     "engine": {"base_url", "device", "max_num_seqs", "kv_cache_bytes", "start_timeout", "port", "concurrency",
                "retries", "timeout"},
     "encoder": {"batch_size"},
@@ -188,10 +198,11 @@ HARDWARE_FIELDS = {
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that decide results, as plain data: everything but HARDWARE_FIELDS. Of the addresses it keeps
-    whether there is one: a server elsewhere may serve another model under the same name."""
+    whether there is one: a server elsewhere may serve another model under the same name. A pool's content is an input
+    of the run's steps."""
     data = config.model_dump(mode="json", exclude=HARDWARE_FIELDS)
-    for name in ("engine", "oracle"):
-        data[name]["base_url"] = None if getattr(config, name).base_url is None else "set"
+    for name, field in (("engine", "base_url"), ("oracle", "base_url"), ("pool", "path")):
+        data[name][field] = None if getattr(getattr(config, name), field) is None else "set"
     return data
 
 

@@ -1,6 +1,6 @@
 """Reading, naming and sending single images: the few functions that every floor above needs.
 
-Floor 1. An image here is a uint8 array of shape (height, width, 3), RGB.
+Floor 0. An image here is a uint8 array of shape (height, width, 3), RGB.
 """
 
 import base64
@@ -13,6 +13,11 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused: 64 MP of RGB is 192 MB, and slides are to be read by region."""
+
+
+class Refused(ValueError):
+    """One file or image that cannot be used. The message says what was expected and what was found, and is shown and
+    stored: it never has a path, nor any value that a file's header could hold."""
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -33,7 +33,7 @@ from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
 from medq_ray.model.encoder import encoder_folder
-from medq_ray.pool.ingest import ingest
+from medq_ray.pool.prepare import check_pool, pool_identity, pool_of, prepare, with_pictures
 from medq_ray.review import review
 from medq_ray.serving import ray_session
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
@@ -101,6 +101,8 @@ def check_inputs(config: Config) -> Path:
         raise ValueError(f"oracle.edit_rate={oracle.edit_rate} and oracle.reject_rate={oracle.reject_rate} exceed 1")
     if config.world.path is not None:
         read_world(Path(config.world.path))
+    if config.pool.path is not None:
+        check_pool(config)
     for url, key in ((config.engine.base_url, ENGINE_KEY), (config.oracle.base_url, ORACLE_KEY)):
         if url is not None:
             Endpoint(url, "", key_from=key).key()
@@ -134,14 +136,20 @@ class Loop:
         self.base = digest_folder(resolve_checkpoint(config.engine.checkpoint))
         encoder = encoder_folder(config.encoder.name)
         self.world = self.open_world()
-        self.pool = self.step(
+        own = run.root / "cache" / "pool"
+        self.pooled = self.step(
             "pool",
-            lambda folder: ingest(folder, self.world.images, encoder=config.encoder),
-            sections=("encoder",),
-            inputs={"world": self.world.digest, "encoder": digest_folder(encoder) if encoder else config.encoder.name},
+            lambda folder: prepare(folder, world=self.world, config=config, own=own),
+            sections=("encoder", "pool"),
+            inputs={
+                "world": self.world.digest,
+                "encoder": digest_folder(encoder) if encoder else config.encoder.name,
+                "pool": pool_identity(config),
+            },
         )
-        self.images = self.pool.table("images")
-        self.held_out = self.images.filter(pc.not_equal(self.images["split"], "pool"))
+        self.pool = pool_of(config, own)
+        self.images = self.pooled.table("images")
+        self.held_out = self.images.filter(pc.not_equal(self.images["split"], "pool"))["image_id"].to_pylist()
 
     def step(self, name: str, work: Callable[[Path], dict | None], *, sections: tuple[str, ...], inputs: dict) -> Step:
         """A step whose identity is the named settings sections, the seed and the inputs."""
@@ -240,11 +248,11 @@ class Loop:
                 config=self.config,
                 dev=self.asked("dev"),
                 test=self.asked("test"),
-                images=self.held_out,
+                images=with_pictures(self.pool.embedded(self.held_out), self.world.images),
                 answer=self.asker(f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False),
             ),
             sections=("evaluate",),
-            inputs={"pool": self.pool.fingerprint, "world": self.world.digest, "checkpoint": origin},
+            inputs={"pool": self.pooled.fingerprint, "world": self.world.digest, "checkpoint": origin},
         )
 
     def explore(self, t: int) -> Step:
@@ -260,6 +268,8 @@ class Loop:
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
                 pool=self.images,
+                search=self.pool.search,
+                fetch=self.pool.fetch,
                 taken=taken,
             ),
             sections=("explore", "evolve"),  # near-duplicates are defined in evolve
@@ -313,9 +323,9 @@ class Loop:
                 annotations=self.done(t, "annotate").table("annotations"),
                 verdicts=reviewed.table("verdicts"),
                 earlier=None if earlier is None else earlier.table("train/samples"),
-                images=self.images.select(["image_id", "phash", "sharpness", "noise"]),
+                images=self.images,
                 checkpoint=start,
-                held_out=set(self.held_out["image_id"].to_pylist()),
+                held_out=set(self.held_out),
             ),
             sections=("evolve",),
             inputs={"review": reviewed.fingerprint, "checkpoint": self.base if earlier is None else earlier.fingerprint},

@@ -52,23 +52,75 @@ TRUTH = pa.schema(
         ("parameters", pa.string()),  # JSON: what the operator drew
         ("patient", pa.string()),
         ("session", pa.string()),
-        ("base", pa.string()),  # 'phantom' or the file name of the real image that was degraded
+        ("base", pa.string()),  # 'phantom', or 'real' where an image of the user's was degraded
     ]
 )
 """What the synthetic world knows of an image; only the simulated oracle and the simulated expert may look."""
 
 
-def embedded_image_schema(dim: int) -> pa.Schema:
-    """IMAGE plus what ingest computes: pHash (64 bits as uint64), quality measures, unit embedding of `dim` floats."""
+THUMB = pa.binary(256)
+"""16 x 16 grey levels."""
+
+LISTED = pa.schema(
+    [
+        ("item", pa.string()),  # keyed hash of source, path, key, size and time of change of the file
+        ("found", pa.string()),  # the same of what `find` said of the file: equal means nothing to open again
+        ("uri", pa.string()),  # absolute path of the file
+        ("key", pa.string()),  # which image in it
+        ("source", pa.string()),
+        ("modality", pa.string()),
+        ("split", pa.string()),
+        ("patient", pa.string()),  # salted hash; '' where the source does not say
+        ("session", pa.string()),  # salted hash
+        ("licence", pa.string()),  # the source's terms (pool.sources.Terms)
+        ("share", pa.bool_()),
+        ("train", pa.bool_()),
+        ("labels", pa.string()),  # JSON: the source's own quality labels
+        ("problem", pa.string()),  # '' or 'step: why the file cannot be listed'
+    ]
+)
+"""One image as its source describes it. The only table with paths; it never leaves the pool's private folder."""
+
+
+def looked_schema(dim: int) -> pa.Schema:
+    """What ingest computes of a listed image: pHash (64 bits as uint64), measures, unit embedding of `dim` floats."""
     return pa.schema(
         [
-            *IMAGE,
+            ("item", pa.string()),
+            ("image_id", pa.string()),  # '' if there is a problem
+            ("problem", pa.string()),  # '' or 'step: reason'; the numbers are then zero
+            ("height", pa.int32()),
+            ("width", pa.int32()),
             ("phash", pa.uint64()),
             ("sharpness", pa.float32()),
             ("noise", pa.float32()),
+            ("thumb", THUMB),
+            ("digest", pa.string()),  # of the columns before and the embedding
             ("embedding", pa.list_(pa.float32(), dim)),
         ]
     )
+
+
+POOL_IMAGE = pa.schema(
+    [
+        *IMAGE,
+        ("proven", pa.bool_()),  # the source says whose image it is; else the patient is a cluster of look-alikes
+        ("licence", pa.string()),
+        ("share", pa.bool_()),  # its pixels may be sent to somebody else's service
+        ("train", pa.bool_()),  # models may be trained on it
+        ("labels", pa.string()),  # JSON: the source's own quality labels
+        ("phash", pa.uint64()),
+        ("sharpness", pa.float32()),
+        ("noise", pa.float32()),
+        ("thumb", THUMB),
+    ]
+)
+"""One image of a pool as the phases see it: no path (uri is ''), no embedding."""
+
+
+def embedded_image_schema(dim: int) -> pa.Schema:
+    """POOL_IMAGE with its unit embedding of `dim` floats."""
+    return pa.schema([*POOL_IMAGE, ("embedding", pa.list_(pa.float32(), dim))])
 
 
 QUESTION = pa.schema(

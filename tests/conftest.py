@@ -16,6 +16,10 @@ LOGICAL_CPUS = 8
 """Ray is told of more CPUs than there are: Serve's actors and an engine wait most of the time."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=3000, help="how many hostile files tests/pool/test_fuzz.py ingests")
+
+
 @dataclass(frozen=True)
 class Stub:
     """A running `tests/stub.py`."""

@@ -8,6 +8,7 @@ is therefore drawn from a broader set of the best, without near-duplicates and o
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,9 +21,13 @@ from medq_ray.artifacts import write_table
 from medq_ray.config import Config
 from medq_ray.console import say
 from medq_ray.explore.questions import questions
-from medq_ray.explore.retrieve import retrieve
+from medq_ray.explore.retrieve import Search, retrieve
 from medq_ray.pool.dedup import duplicate_groups
 from medq_ray.schema import HIT, QUESTION, SELECTION
+
+
+Fetch = Callable[[list[str], Path], dict[str, str]]
+"""fetch(image ids, folder) -> image id -> path of the PNG that it wrote there."""
 
 
 def weights(rates: dict[str, dict], alpha: float) -> dict[str, float]:
@@ -169,7 +174,7 @@ def select(
 ) -> pa.Table:
     """schema.SELECTION of config.explore.budget images (fewer only where the pool has no more), sorted by image_id.
 
-    pool: embedded images; hits: of `retrieve`; rates: eq. 1; taken: ids selected in earlier iterations. Neither they
+    pool: schema.POOL_IMAGE; hits: of `retrieve`; rates: eq. 1; taken: ids selected in earlier iterations. Neither they
     nor their near-duplicates are selected. random_fraction of the budget, and what the look-alikes cannot fill, is
     drawn uniformly from the rest of the pool; with strategy 'random' all of it is.
     """
@@ -199,6 +204,15 @@ def select(
     )
 
 
+def at_hand(selection: pa.Table, folder: Path, fetch: Fetch) -> pa.Table:
+    """The selection with a picture file for every image: those that lie inside volumes, archives and tables are
+    written as PNG, so that nobody after this has to know about sources."""
+    rows = selection.to_pylist()
+    absent = [row["image_id"] for row in rows if not row["uri"]]
+    paths = fetch(absent, folder) if absent else {}
+    return pa.Table.from_pylist([row | {"uri": row["uri"] or paths[row["image_id"]]} for row in rows], schema=SELECTION)
+
+
 def explore(
     folder: Path,
     *,
@@ -207,19 +221,23 @@ def explore(
     prototypes: pa.Table,
     rates: dict[str, dict],
     pool: pa.Table,
+    search: Search,
+    fetch: Fetch,
     taken: set[str],
 ) -> dict:
     """Phase 2 up to annotation (Sec. 2.3): retrieve, select, ask.
 
-    prototypes: schema.PROTOTYPE and rates: eq. 1, of this iteration's evaluation; pool: embedded images, of which
-    only split 'pool' is used; taken: image ids selected in earlier iterations. Writes retrieved, selection and
-    questions (.parquet) and returns their counts. Raises ValueError when the pool has no images.
+    prototypes: schema.PROTOTYPE and rates: eq. 1, of this iteration's evaluation; pool: schema.POOL_IMAGE, of which
+    only split 'pool' is used; search: over the pool's embeddings; fetch: see `Fetch`; taken: image ids selected in
+    earlier iterations. Writes retrieved, selection and questions (.parquet), images that were nowhere yet as a file
+    of their own (images/*.png), and returns counts. Raises ValueError when the pool has no images.
     """
     pool = pool.filter(pc.equal(pool["split"], "pool"))
     if pool.num_rows == 0:
         raise ValueError("the pool has no images of split 'pool' to explore")
-    hits = write_table(folder / "retrieved.parquet", retrieve(prototypes, pool, config.explore.tau_sim), HIT)
+    hits = write_table(folder / "retrieved.parquet", retrieve(prototypes, pool, search, config.explore.tau_sim), HIT)
     selection = select(pool, hits, prototypes, rates, config=config, iteration=iteration, taken=taken)
+    selection = at_hand(selection, folder / "images", fetch)
     write_table(folder / "selection.parquet", selection, SELECTION)
     asked = write_table(
         folder / "questions.parquet",

@@ -1,156 +1,251 @@
-"""Turns a list of image files into the searchable pool: decoded, checked, hashed, measured and embedded.
+"""Makes a source part of the pool: listed, decoded, checked, hashed, measured and embedded.
 
-Ray Data streams the rows through actors that each hold one encoder; pixels live and die inside an actor, and only
-rows of a few hundred bytes come back.
+The manifest is cut into chunks of 256 images that nobody has looked at yet; Ray Data hands their numbers, never their
+paths, to a pool of actors. An actor decodes in a child process with limits (`pool.decode`), embeds batch by batch and
+writes one shard; pixels live and die inside it, and a shard is there whole or not at all. Decoding and embedding
+share an actor (our choice): a chunk of BiomedCLIP's inputs is 150 MB, which need not cross the object store; a GPU is
+shared by giving each actor a fraction of it.
+
+What a shard holds depends on the order of paths and on what is not done yet, never on who does it when: a killed
+ingest that is started again ends with the same pool, byte for byte in every row.
 """
 
-from collections import Counter
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from medq_ray.artifacts import write_table
-from medq_ray.config import Encoder
+from medq_ray import config
+from medq_ray.artifacts import digest_of
 from medq_ray.console import progress, say
-from medq_ray.images import pixel_digest, read_image
-from medq_ray.pool.hashing import phash, quality
-from medq_ray.schema import DROP, IMAGE, MODALITIES, SPLITS, embedded_image_schema
+from medq_ray.images import Refused
+from medq_ray.pool.decode import Limits, Look, Sandbox
+from medq_ray.pool.listing import list_source, passed_over
+from medq_ray.pool.sources import Options, Row
+from medq_ray.pool.store import Pool, create_pool, open_pool, write_quarantine
+from medq_ray.schema import DROP, SPLITS, looked_schema
+from medq_ray.serving import ray_session
+
+LOG = "log.txt"
+"""In the pool's private folder: what Ray had to say."""
+CHUNK = 256
+"""Images a shard: with 512 floats each half a megabyte, and what is lost when an actor dies."""
 
 
-class Embed:
-    """Ray Data actor: rows of IMAGE -> the same rows with phash, sharpness, noise, embedding and `problem`."""
+@dataclass(frozen=True)
+class Work:
+    """How an ingest is done; decides nothing about its result."""
 
-    def __init__(self, encoder: str):
+    workers: int = 0
+    """Actors; 0 is one a core, but none for fewer than four chunks' worth of batches."""
+    gpus: float = 0.0
+    """Share of a GPU that each actor gets."""
+    limits: Limits = Limits()
+    retry: bool = False
+    """Try files again that gave no image before."""
+
+
+class Looker:
+    """Ray Data actor: numbers of chunks -> how many images and problems each has; the shard is on disk by then."""
+
+    def __init__(self, root: str, todo: str, encoder: config.Encoder, limits: Limits):
         import torch
 
         from medq_ray.model.encoder import load_encoder
 
         torch.set_num_threads(1)  # one thread an actor: two actors fill two cores
-        self.encoder = load_encoder(encoder)
+        self.pool, self.todo, self.batch = open_pool(Path(root)), todo, encoder.batch_size
+        self.encoder = load_encoder(encoder.name)
+        self.sandbox = Sandbox(limits)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """`problem` is empty or says why the row has no pixels; its numbers are then zero."""
-        images, problems = [], []
-        for name, uri in zip(batch["image_id"].to_pylist(), batch["uri"].to_pylist(), strict=True):
-            pixels, problem = load(name, uri)
-            images.append(pixels)
-            problems.append(problem)
-        kept = [pixels for pixels in images if pixels is not None]
-        vectors = np.zeros((len(images), self.encoder.dim), np.float32)
-        if kept:
-            vectors[[pixels is not None for pixels in images]] = self.encoder.images(kept)
-        measures = [(phash(p), *quality(p)) if p is not None else (0, 0.0, 0.0) for p in images]
-        hashes, sharpness, noise = zip(*measures, strict=True)
-        columns = {
-            "phash": pa.array(hashes, pa.uint64()),
-            "sharpness": pa.array(sharpness, pa.float32()),
-            "noise": pa.array(noise, pa.float32()),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.encoder.dim),
-            "problem": pa.array(problems, pa.string()),
-        }
-        for name, column in columns.items():
-            batch = batch.append_column(name, column)
-        return batch
+        counts = [self.look(chunk) for chunk in batch["chunk"].to_pylist()]
+        images, problems = zip(*counts, strict=True)
+        return pa.table({"images": pa.array(images, pa.int64()), "problems": pa.array(problems, pa.int64())})
+
+    def look(self, chunk: int) -> tuple[int, int]:
+        """Write the shard of one chunk; (images, problems) in it."""
+        rows = pq.ParquetFile(self.todo).read_row_group(chunk).to_pylist()
+        records, vectors = [], [np.zeros((0, self.encoder.dim), np.float32)]
+        for start in range(0, len(rows), self.batch):
+            looks = [self.decode(row) for row in rows[start : start + self.batch]]
+            vectors.append(self.encoder.images([look.pixels for look in looks if isinstance(look, Look)]))
+            records += [facts(look) for look in looks]
+        table = shard(rows, records, np.concatenate(vectors))
+        write_shard(self.pool.root / "shards" / f"{digest_of([row['item'] for row in rows])}.parquet", table)
+        problems = sum(bool(record["problem"]) for record in records)
+        return len(rows) - problems, problems
+
+    def decode(self, row: dict) -> Look | str:
+        """What the sandbox saw, or the problem with it."""
+        try:
+            return self.sandbox.decode(row["source"], Row(row["uri"], row["key"], row["modality"]), self.pool.settings["side"])
+        except Refused as error:
+            return str(error)
 
 
-def load(image_id: str, uri: str) -> tuple[np.ndarray | None, str]:
-    """(pixels, '') or (None, why there are none): an unreadable file, or other pixels than the id stands for."""
-    try:
-        pixels = read_image(uri)
-    except ValueError as error:
-        return None, f"decode: {error}"
-    digest = pixel_digest(pixels)
-    return (pixels, "") if digest == image_id else (None, f"digest: {uri} has pixels {digest}, not {image_id}")
+def facts(look: Look | str) -> dict:
+    """The numbers of one image."""
+    if isinstance(look, str):
+        return {"image_id": "", "problem": look, "height": 0, "width": 0, "phash": 0, "sharpness": 0.0, "noise": 0.0,
+                "thumb": bytes(256)}  # fmt: skip
+    height, width = look.pixels.shape[:2]
+    return {"image_id": look.image_id, "problem": "", "height": height, "width": width, "phash": look.phash,
+            "sharpness": look.sharpness, "noise": look.noise, "thumb": look.thumb}  # fmt: skip
 
 
-def check(images: pa.Table) -> pa.Table:
-    """The rows as schema.IMAGE. Raises ValueError naming a row with an unknown split or modality, and the first
-    patient or image that is in two splits: what is trained on must never be what is measured."""
-    if images.num_rows == 0:
-        raise ValueError("no images to ingest; is the world's folder empty?")
-    images = images.select(IMAGE.names).cast(IMAGE)
-    for column, known in (("split", SPLITS), ("modality", MODALITIES)):
-        odd = images.filter(pc.invert(pc.is_in(images[column], pa.array(known)))).slice(0, 1).to_pylist()
-        if odd:
-            raise ValueError(f"image {odd[0]['uri']}: unknown {column} {odd[0][column]!r}; known: {', '.join(known)}")
-    for column in ("patient", "image_id"):
-        pairs = images.group_by([column, "split"]).aggregate([])
-        for value, count in sorted(Counter(pairs[column].to_pylist()).items()):
-            if count > 1:
-                splits = sorted(pairs.filter(pc.equal(pairs[column], value))["split"].to_pylist())
-                raise ValueError(f"splits leak: {column} {value} is in {' and '.join(splits)}; keep it in one split")
-    return images
+def shard(rows: list[dict], records: list[dict], vectors: np.ndarray) -> pa.Table:
+    """schema.looked_schema of a chunk; vectors: float32 (n, d), of the records without a problem, in order."""
+    schema = looked_schema(vectors.shape[1])
+    every = np.zeros((len(rows), vectors.shape[1]), np.float32)
+    every[[not record["problem"] for record in records]] = vectors
+    for row, record, vector in zip(rows, records, every, strict=True):
+        seen = repr([record[name] for name in schema.names[1:-2]]).encode()
+        record |= {"item": row["item"], "digest": hashlib.sha256(seen + vector.tobytes()).hexdigest()[:16]}
+    columns = [pa.array([record[name] for record in records], schema.field(name).type) for name in schema.names[:-1]]
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(every.ravel()), vectors.shape[1]))
+    return pa.table(columns, schema=schema)
 
 
-def first_of_each(images: pa.Table) -> tuple[pa.Table, list[dict]]:
-    """(one row for each image_id, sorted by it; DROP rows of the others). The smallest uri stays."""
-    kept, drops, seen = [], [], {}
-    images = images.sort_by([("image_id", "ascending"), ("uri", "ascending")])
-    for row, (name, uri) in enumerate(zip(images["image_id"].to_pylist(), images["uri"].to_pylist(), strict=True)):
-        if name in seen:
-            reason = f"{uri} has the same pixels as {seen[name]}"
-            drops.append({"id": name, "step": "duplicate", "reason": reason, "keeper": name})
-        else:
-            seen[name] = uri
-            kept.append(row)
-    return images.take(kept), drops
+def write_shard(path: Path, table: pa.Table) -> None:
+    """Write a shard whole or not at all; two actors that write the same one do not meet before the end."""
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
+    packed = [name for name in table.column_names if name != "embedding"]  # floats of a unit vector do not pack
+    pq.write_table(table, temporary, use_dictionary=packed, compression="zstd")
+    os.replace(temporary, path)
 
 
-def actor_count(blocks: int) -> int:
-    """One actor a core, but none for fewer than four blocks: loading torch and the encoder takes about as long as
+@contextmanager
+def claimed(pool: Pool) -> Iterator[None]:
+    """Hold the pool for this process. Raises ValueError while another one ingests."""
+    with open(pool.private / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{pool.root}: another ingest is at work; wait for it") from error
+        yield
+
+
+def unseen(pool: Pool, listed: pa.Table, retry: bool) -> pa.Table:
+    """(item, source, uri, key, modality) of listed images that no shard has, in the order of their paths."""
+    looked = pool.looked()
+    if retry:
+        looked = looked.filter(pc.equal(looked["problem"], ""))
+    open_ones = pc.and_(
+        pc.equal(listed["problem"], ""), pc.invert(pc.is_in(listed["item"], looked["item"].combine_chunks()))
+    )
+    todo = listed.filter(open_ones).select(["item", "source", "uri", "key", "modality"])
+    return todo.sort_by([("uri", "ascending"), ("key", "ascending")])
+
+
+def actor_count(images: int, batch: int) -> int:
+    """One actor a core, but none for fewer than four batches: loading torch and the encoder takes about as long as
     embedding a thousand images. Cores are counted, since a local Ray may have been told of more CPUs than there are."""
     import ray
     from joblib import cpu_count
 
     nodes = sum(node["Alive"] for node in ray.nodes())
     cores = min(nodes * cpu_count(), int(ray.cluster_resources().get("CPU", 1)))
-    return max(1, min(blocks // 4, cores))
+    return max(1, min(images // (4 * batch), cores))
 
 
-def ingest(folder: Path, images: pa.Table, *, encoder: Encoder) -> dict:
-    """Write `images.parquet` (schema.embedded_image_schema, sorted by image_id) and `quarantine.parquet`
-    (schema.DROP: files that do not decode or hold other pixels than their id says, and repeated ids).
+def look_at(pool: Pool, todo: pa.Table, encoder: config.Encoder, work: Work) -> None:
+    """Write the shards of `todo`; starts Ray unless this process has one."""
+    with ray_session(pool.private / LOG):
+        look_with_ray(pool, todo, encoder, work)
 
-    images: schema.IMAGE. Returns counts of images, quarantined rows and images of each split. Raises ValueError as
-    `check`, and when no image is left. Ray must be reachable; it is started if it is not.
-    """
+
+def look_with_ray(pool: Pool, todo: pa.Table, encoder: config.Encoder, work: Work) -> None:
+    """`look_at` on the Ray that runs."""
     import ray
 
-    images, drops = first_of_each(check(images))
+    path = pool.private / "todo.parquet"
+    pq.write_table(todo, path, row_group_size=CHUNK)
+    chunks = [pa.table({"chunk": [i]}) for i in range(-(-todo.num_rows // CHUNK))]
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours shows images, not blocks
-    # One block a batch: the encoder then sees the same batches however the blocks are scheduled, so that equal
-    # inputs give equal bytes (the last bits of a matrix product depend on the batch).
-    blocks = [images.slice(i, encoder.batch_size) for i in range(0, images.num_rows, encoder.batch_size)]
-    source = ray.data.from_arrow(blocks)  # starts Ray if need be
-    actors = actor_count(len(blocks))
-    rows = source.map_batches(
-        Embed,
-        fn_constructor_kwargs={"encoder": encoder.name},
+    source = ray.data.from_arrow(chunks)
+    actors = work.workers or actor_count(todo.num_rows, encoder.batch_size)
+    done = source.map_batches(
+        Looker,
+        fn_constructor_kwargs={"root": str(pool.root), "todo": str(path), "encoder": encoder, "limits": work.limits},
         batch_format="pyarrow",
-        batch_size=None,
+        batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
         num_cpus=1,
+        num_gpus=work.gpus or None,
     )
-    parts = []
-    with progress(images.num_rows, "ingest") as bar:
-        for part in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-            parts.append(part)
-            bar.update(part.num_rows)
-    table = pa.concat_tables(parts).sort_by("image_id")
-    bad = pc.not_equal(table["problem"], "")
-    for row in table.filter(bad).select(["image_id", "problem"]).to_pylist():
-        step, _, reason = row["problem"].partition(": ")
-        drops.append({"id": row["image_id"], "step": step, "reason": reason, "keeper": ""})
-    good = table.filter(pc.invert(bad)).drop_columns(["problem"])
-    if good.num_rows == 0:
-        raise ValueError(f"none of {images.num_rows} images could be read; the first: {drops[0]['reason']}")
-    write_table(folder / "images.parquet", good, embedded_image_schema(good.schema.field("embedding").type.list_size))
-    drops.sort(key=lambda row: (row["id"], row["step"], row["reason"]))
-    if drops:
-        say(f"  {len(drops)} of {len(drops) + good.num_rows} files are left out, the first since {drops[0]['reason']}")
-        say(f"  all of them are in {folder / 'quarantine.parquet'}")
-    write_table(folder / "quarantine.parquet", drops, DROP)
-    splits = {split: pc.sum(pc.equal(good["split"], split)).as_py() for split in SPLITS}
-    return {"images": good.num_rows, "quarantined": len(drops), **splits}
+    problems = 0
+    with progress(todo.num_rows, "ingest") as bar:
+        for part in done.iter_batches(batch_format="pyarrow", batch_size=None):
+            for images, bad in zip(part["images"].to_pylist(), part["problems"].to_pylist(), strict=True):
+                problems += bad
+                bar.update(images + bad)
+                bar.set_postfix_str(f"{problems} bad" if problems else "")
+    path.unlink()
+
+
+def ingest(
+    source: str,
+    root: Path,
+    pool_root: Path,
+    *,
+    split: str = "pool",
+    options: Options = Options(),
+    encoder: config.Encoder = config.Encoder(),
+    side: int = 2048,
+    salt: str = "",
+    work: Work = Work(),
+) -> dict:
+    """Make every image of `root` part of the pool; the same call finishes one that was killed, and one over a grown
+    folder does only what is new. Images whose file is gone or has changed leave the pool.
+
+    split: 'pool', 'dev', 'test' or 'source' for the release's own; side: the longer side of what is kept, in pixels
+    (longer ones are reduced); salt: see `create_pool`. Returns counts, with the pool's content digest. Raises ValueError for what
+    `list_source` and `create_pool` refuse, and when a pool has no image at all.
+    """
+    if split not in (*SPLITS, "source"):
+        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}, or 'source' for the release's own")
+    root = Path(root).resolve()
+    pool = create_pool(pool_root, encoder.name, side, salt)
+    with claimed(pool):
+        listed = list_source(pool, source, root, split, options, work.limits)
+        todo = unseen(pool, listed, work.retry)
+        if todo.num_rows:
+            look_at(pool, todo, encoder, work)
+        quarantine = write_quarantine(pool, DROP)
+        images = pool.good()
+        own = pc.is_in(quarantine["id"], listed["item"].combine_chunks())
+        for suffix, count in sorted(passed_over(root, listed).items()) if root.is_dir() else ():
+            say(f"  {count} files passed over, the reader {source!r} does not read them: {suffix}")
+        if images.num_rows == 0:
+            first = quarantine["reason"][0].as_py()
+            raise ValueError(f"none of {listed.num_rows} files of {root} gave an image; the first: {first}")
+        counts = {name: pc.sum(pc.equal(images["split"], name)).as_py() for name in SPLITS}
+        return {
+            "listed": listed.num_rows,
+            "new": todo.num_rows,
+            "quarantined": pc.sum(own).as_py() or 0,
+            "images": pc.count_distinct(images["image_id"]).as_py(),
+            **counts,
+            "digest": pool.digest(),
+        }
+
+
+def describe(counts: dict, pool_root: Path) -> str:
+    """What an ingest did, for a person."""
+    splits = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS if counts[split])
+    lines = [f"{counts['listed']:,} images listed, {counts['new']:,} of them new, {counts['quarantined']:,} in quarantine"]
+    if counts["quarantined"]:
+        lines.append(f"  why: medq pool quarantine {pool_root}")
+    lines.append(f"the pool has {counts['images']:,} images ({splits}); content digest {counts['digest']}")
+    lines.append(f"prove its splits: medq pool verify {pool_root}")
+    return "\n".join(lines)

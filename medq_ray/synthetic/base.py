@@ -1,8 +1,8 @@
 """Real clean images as the world's anatomy: found by folder name, read, cropped and turned a little.
 
 That the images are clean is the user's promise; nothing here can check it. A patient leaves a file only as a hash;
-it is a pseudonym, since the salt is the world's seed. File names are kept in the world's truth and among its skipped
-files: a folder or archive that is named after a patient is to be renamed first.
+it is a pseudonym, since the salt is the world's seed. The names of files that could not be used are in world.json, for
+the user to find them: a folder or archive that is named after a patient is to be renamed first.
 """
 
 import hashlib
@@ -14,11 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from PIL import Image
-from pydicom.errors import InvalidDicomError
 
-from medq_ray.images import MAX_PIXELS, read_image
+from medq_ray.dicom import read_frame, read_header
+from medq_ray.images import read_image
 from medq_ray.synthetic.phantoms import GREY
 
 FOLDER_WORDS = {
@@ -37,17 +36,6 @@ MAX_PER_MODALITY = 2000
 """More files than this add little; they are not opened. Our choice."""
 BLANK = 0.02
 """Standard deviation of grey values below which there is nothing to degrade. Our choice."""
-CT_WINDOW = (40.0, 400.0)
-"""Centre and width in HU where a file gives none: the usual soft-tissue window."""
-DICOM_ERRORS = (
-    InvalidDicomError,  # no DICOM
-    OSError,  # cut off in the middle
-    ValueError,  # an element whose value does not parse, too few pixel bytes
-    AttributeError,  # no Rows, no PixelData, no transfer syntax
-    KeyError,  # an element that a decoder needs
-    RuntimeError,  # a compression without a decoder (NotImplementedError is one of these), a decoder that failed
-)
-"""What pydicom and its decoders raise on damaged or unsupported files; around their calls only."""
 
 
 @dataclass(frozen=True)
@@ -82,36 +70,13 @@ def salted(salt: str, identity: str) -> str:
     return "p" + hashlib.sha256(f"{salt}\0{identity}".encode()).hexdigest()[:16]
 
 
-def _window(values: np.ndarray, dataset: pydicom.Dataset, modality: str) -> np.ndarray:
-    """Stored values -> display values in [0, 1]."""
-    values = values.astype(np.float32) * float(dataset.get("RescaleSlope") or 1)
-    values += float(dataset.get("RescaleIntercept") or 0)
-    if modality == "ct":
-        given = [dataset.get(name) for name in ("WindowCenter", "WindowWidth")]
-        centre, width = CT_WINDOW if None in given else (float(np.ravel(value)[0]) for value in given)
-        low, high = centre - width / 2, centre + width / 2
-    else:
-        low, high = np.percentile(values, (0.5, 99.5))
-    shown = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
-    return 1 - shown if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else shown
-
-
 def _read_dicom(data: bytes, modality: str) -> tuple[np.ndarray, str]:
-    """(uint8 (H, W, 3), patient id or '') of a single-frame DICOM file. Raises ValueError on any other."""
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        shape = int(dataset.Rows) * int(dataset.Columns)
-        if int(dataset.get("NumberOfFrames") or 1) != 1 or int(dataset.get("SamplesPerPixel") or 1) != 1:
-            raise ValueError("more than one frame or channel")
-        if shape > MAX_PIXELS:
-            raise ValueError(f"{shape} pixels, the limit is {MAX_PIXELS}")
-        values = dataset.pixel_array
-    except DICOM_ERRORS as error:
-        raise ValueError(f"no readable DICOM image ({error})") from error
-    shown = _window(values, dataset, modality)
-    grey = (shown * 255 + 0.5).astype(np.uint8)
-    patient = str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "").strip()
-    return np.repeat(grey[..., None], 3, axis=2), patient
+    """(uint8 (H, W, 3), patient id or '') of a single-frame grey DICOM file. Raises ValueError on any other."""
+    source = io.BytesIO(data)
+    header = read_header(source)
+    if header.frames != 1 or header.channels != 1:
+        raise ValueError(f"expected one frame and channel, found {header.frames} and {header.channels}")
+    return read_frame(source, 0, modality), header.patient or header.study
 
 
 def _read_picture(path: Path, modality: str) -> np.ndarray:

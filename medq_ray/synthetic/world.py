@@ -155,7 +155,7 @@ def _rows(items: list[Item], made: list[tuple[str, str, str]]) -> tuple[list[dic
         shared = {"image_id": image_id, **{k: getattr(item, k) for k in ("split", "modality", "patient", "session")}}
         images.append({**shared, "uri": item.uri, "source": "synthetic-on-real" if item.base else "synthetic"})
         known = {"degradation": item.degradation, "severity": item.severity, "anatomy": anatomy}
-        truths.append({**shared, **known, "parameters": parameters, "base": item.base.file if item.base else "phantom"})
+        truths.append({**shared, **known, "parameters": parameters, "base": "real" if item.base else "phantom"})
     return images, truths
 
 

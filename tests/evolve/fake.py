@@ -10,7 +10,7 @@ from medq_ray import questions, schema
 from medq_ray.images import pixel_digest
 
 HASHES = pa.schema([field for field in schema.embedded_image_schema(1) if field.name in
-                    ("image_id", "phash", "sharpness", "noise")])  # fmt: skip
+                    ("image_id", "phash", "sharpness", "noise", "thumb")])  # fmt: skip
 
 
 def write_images(folder: Path, count: int) -> list[dict]:
@@ -35,7 +35,7 @@ def write_images(folder: Path, count: int) -> list[dict]:
 def hashes(rows: list[dict]) -> pa.Table:
     """Perceptual hashes of all images, far from each other unless a row brings its own."""
     rng = np.random.default_rng(1)
-    table = [{"phash": int(rng.integers(1 << 63)), "sharpness": 1.0, "noise": 1.0, **row} for row in rows]
+    table = [{"phash": int(rng.integers(1 << 63)), "sharpness": 1.0, "noise": 1.0, "thumb": bytes(256), **row} for row in rows]
     return pa.Table.from_pylist([{name: row[name] for name in HASHES.names} for row in table], schema=HASHES)
 
 

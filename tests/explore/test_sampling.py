@@ -9,6 +9,7 @@ import pytest
 from medq_ray.config import Config, override
 from medq_ray.explore.retrieve import retrieve
 from medq_ray.explore.sampling import candidates, explore, quotas, select, weights
+from medq_ray.pool.search import within
 from medq_ray.schema import PROTOTYPE, QUESTION, SELECTION, embedded_image_schema
 
 DIM = 24
@@ -34,9 +35,19 @@ def make_pool(count: int = 600, seed: int = 0) -> tuple[pa.Table, dict[str, str]
         vector = units(centres()[cell][None] + 0.12 * rng.standard_normal((1, DIM)))[0]
         rows.append({"image_id": name, "uri": f"/{name}", "split": "pool", "modality": "ct" if cell == 2 else "mri",
                      "source": "s", "patient": f"p{i // 2}", "session": f"p{i // 2}",
-                     "phash": int(rng.integers(2**63)), "sharpness": 1.0, "noise": 1.0,
+                     "phash": int(rng.integers(2**63)), "sharpness": 1.0, "noise": 1.0, "thumb": bytes(256),
                      "embedding": vector.tolist()})  # fmt: skip
     return pa.Table.from_pylist(rows, schema=embedded_image_schema(DIM)), truth
+
+
+def searcher(pool: pa.Table):
+    """What the run does over shards, over a table."""
+    vectors = np.array(pool["embedding"].to_pylist(), np.float32).reshape(pool.num_rows, -1)
+    return lambda anchors, tau: within(anchors, pool["image_id"].to_pylist(), vectors, tau)
+
+
+def fetch(names: list[str], folder) -> dict[str, str]:
+    return {name: f"{folder}/{name}.png" for name in names}
 
 
 def make_prototypes(cells: range = range(3)) -> pa.Table:
@@ -61,7 +72,7 @@ def settings(*assignments: str) -> Config:
 
 def selected(config: Config, pool: pa.Table, error=RATES, *, anchors=None, iteration=0, taken=frozenset()) -> pa.Table:
     anchors = make_prototypes() if anchors is None else anchors
-    hits = retrieve(anchors, pool, config.explore.tau_sim)
+    hits = retrieve(anchors, pool, searcher(pool), config.explore.tau_sim)
     return select(pool, hits, anchors, error, config=config, iteration=iteration, taken=set(taken))
 
 
@@ -208,7 +219,8 @@ def test_the_phase_writes_its_tables_and_repeats_byte_for_byte(tmp_path):
     pool, _ = make_pool()
     foreign = pool.slice(0, 5).set_column(pool.schema.get_field_index("split"), "split", pa.array(["dev"] * 5))
     mixed = pa.concat_tables([foreign, pool.slice(5)])
-    common = {"config": settings(), "iteration": 0, "prototypes": make_prototypes(), "rates": RATES, "taken": set()}
+    common = {"config": settings(), "iteration": 0, "prototypes": make_prototypes(), "rates": RATES, "taken": set(),
+              "search": searcher(mixed), "fetch": fetch}  # fmt: skip
     counts = explore(tmp_path / "a", pool=mixed, **common)
     explore(tmp_path / "b", pool=mixed, **common)
     names = ["questions.parquet", "retrieved.parquet", "selection.parquet"]
@@ -224,11 +236,21 @@ def test_the_phase_writes_its_tables_and_repeats_byte_for_byte(tmp_path):
 def test_no_failures_make_a_random_selection(tmp_path):
     pool, _ = make_pool()
     counts = explore(tmp_path, config=settings(), iteration=0, prototypes=PROTOTYPE.empty_table(),
-                     rates=rates(0, 0, 0, 0), pool=pool, taken=set())  # fmt: skip
+                     rates=rates(0, 0, 0, 0), pool=pool, search=searcher(pool), fetch=fetch, taken=set())  # fmt: skip
     assert (counts["selected"], counts["targeted"], counts["hits"]) == (24, 0, 0)
 
 
 def test_an_empty_pool_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pool has no images"):
         explore(tmp_path, config=settings(), iteration=0, prototypes=make_prototypes(), rates=RATES,
-                pool=make_pool()[0].slice(0, 0), taken=set())  # fmt: skip
+                pool=make_pool()[0].slice(0, 0), search=searcher(make_pool()[0]), fetch=fetch, taken=set())  # fmt: skip
+
+
+def test_an_image_inside_another_file_becomes_a_picture_of_its_own(tmp_path):
+    pool, _ = make_pool(60)
+    inside = pool.set_column(pool.schema.get_field_index("uri"), "uri", pa.array([""] * 30 + pool["uri"].to_pylist()[30:]))
+    explore(tmp_path, config=settings(), iteration=0, prototypes=make_prototypes(), rates=RATES, pool=inside,
+            search=searcher(pool), fetch=fetch, taken=set())  # fmt: skip
+    for row in pa.parquet.read_table(tmp_path / "selection.parquet").to_pylist():
+        was = dict(zip(inside["image_id"].to_pylist(), inside["uri"].to_pylist(), strict=True))[row["image_id"]]
+        assert row["uri"] == (was or f"{tmp_path}/images/{row['image_id']}.png")

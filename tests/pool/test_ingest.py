@@ -1,124 +1,184 @@
-"""Ingest keeps what it can read, quarantines the rest with reasons, and refuses leaking splits."""
+"""Ingest: everything in or in quarantine, nothing twice, the same pool however often it was killed."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from medq_ray.artifacts import read_table
 from medq_ray.config import Encoder
-from medq_ray.images import pixel_digest
+from medq_ray.pool import ingest as module
 from medq_ray.pool.hashing import phash, quality
-from medq_ray.pool.ingest import Embed, check, first_of_each, ingest
-from medq_ray.schema import DROP, IMAGE
+from medq_ray.pool.ingest import Work, ingest, unseen
+from medq_ray.pool.splits import verify
+from medq_ray.pool.store import create_pool, open_pool, quarantined
 
 
-class MeanColour:
-    """An encoder that can be checked by hand: mean colour, scaled to unit length."""
-
-    dim = 3
-
-    def images(self, pixels):
-        means = np.array([p.mean(axis=(0, 1)) for p in pixels]) + 1
-        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
-
-
-def write(folder: Path, seed: int, split: str = "pool", name: str | None = None) -> tuple[dict, np.ndarray]:
-    """One image file of random blocks and its IMAGE row."""
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
-    pixels = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
-    path = folder / (name or f"{seed}.png")
-    Image.fromarray(pixels).save(path)
-    row = {"image_id": pixel_digest(pixels), "uri": str(path), "split": split, "modality": "ct", "source": "s",
-           "patient": f"{split}-{seed}", "session": "1"}  # fmt: skip
-    return row, pixels
+    Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))).save(path)
 
 
-def table(rows: list[dict]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=IMAGE)
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Forty pictures of CT, one of them twice, one cut off, one no picture."""
+    folder = tmp_path / "ct"
+    for seed in range(40):
+        draw(folder / f"{seed:02d}.png", seed)
+    draw(folder / "copy.bmp", 7)
+    (folder / "cut.png").write_bytes((folder / "01.png").read_bytes()[:90])
+    (folder / "none.jpg").write_bytes(b"no picture")
+    return folder
 
 
-def damaged(tmp_path: Path) -> tuple[list[dict], list[np.ndarray]]:
-    """Six rows: 0 to 2 good, 3 truncated, 4 missing, 5 with other pixels than its id says."""
-    rows, pixels = zip(*(write(tmp_path, seed) for seed in range(6)), strict=True)
-    truncated = Path(rows[3]["uri"])
-    truncated.write_bytes(truncated.read_bytes()[:120])
-    Path(rows[4]["uri"]).unlink()
-    Image.fromarray(pixels[0]).save(rows[5]["uri"])
-    return list(rows), list(pixels)
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 8)
 
 
-def test_a_batch_survives_bad_files_and_carries_no_pixels(tmp_path):
-    rows, pixels = damaged(tmp_path)
-    embed = object.__new__(Embed)  # without the model that its __init__ loads
-    embed.encoder = MeanColour()
-    out = embed(table(rows)).to_pylist()
-    assert [row["problem"].split(":")[0] for row in out] == ["", "", "", "decode", "decode", "digest"]
-    for row, image in zip(out[:3], pixels, strict=False):
-        assert row["phash"] == phash(image)
-        assert (row["sharpness"], row["noise"]) == pytest.approx(quality(image), rel=1e-6)
-        assert row["embedding"] == pytest.approx(MeanColour().images([image])[0])
-    assert set(out[0]) == {*IMAGE.names, "phash", "sharpness", "noise", "embedding", "problem"}
+def test_an_open_chunk_is_the_same_whatever_was_done_before(tmp_path, monkeypatch):
+    """A resumed ingest cuts what is left as an unbroken one would have cut it."""
+    from fake_pool import fake_pool, listed
 
+    import pyarrow as pa
 
-def test_the_smallest_uri_of_equal_pixels_stays(tmp_path):
-    rows = [write(tmp_path, 1, name=name)[0] for name in ("c.png", "a.bmp", "b.png")] + [write(tmp_path, 2)[0]]
-    for seed in range(3):
-        order = np.random.default_rng(seed).permutation(4)
-        kept, drops = first_of_each(table([rows[i] for i in order]))
-        assert sorted(Path(uri).name for uri in kept["uri"].to_pylist()) == ["2.png", "a.bmp"]
-        assert [Path(drop["reason"].split()[0]).name for drop in drops] == ["b.png", "c.png"]
-        assert {drop["keeper"] for drop in drops} == {rows[0]["image_id"]}
+    from medq_ray.schema import LISTED
 
-
-@pytest.mark.parametrize(("column", "value"), [("patient", "p7"), ("image_id", "0" * 16)])
-def test_a_patient_or_image_in_two_splits_is_named(tmp_path, column, value):
-    rows = [write(tmp_path, 1, "pool")[0], write(tmp_path, 2, "test")[0], write(tmp_path, 3, "dev")[0]]
-    check(table(rows))
-    for row in rows[:2]:
-        row[column] = value
-    with pytest.raises(ValueError, match=f"{column} {value} is in pool and test"):
-        check(table(rows))
-
-
-@pytest.mark.parametrize("column", ["split", "modality"])
-def test_unknown_words_are_refused_with_the_row(tmp_path, column):
-    rows = [write(tmp_path, 1)[0], write(tmp_path, 2)[0] | {column: "x-ray"}]
-    with pytest.raises(ValueError, match=f"2.png: unknown {column} 'x-ray'"):
-        check(table(rows))
-
-
-def test_nothing_to_ingest_is_refused():
-    with pytest.raises(ValueError, match="no images"):
-        check(table([]))
+    pool = fake_pool(tmp_path / "p", [{} for _ in range(8)], shards=1)  # items 0 to 7 are done
+    rows = [listed(i, uri=f"/{i:02d}.png") for i in range(20)]
+    todo = unseen(pool, pa.Table.from_pylist(rows[::-1], schema=LISTED), retry=False)
+    assert todo["uri"].to_pylist() == [f"/{i:02d}.png" for i in range(8, 20)]
 
 
 @pytest.mark.engine
-def test_ingest_on_ray_is_complete_sorted_and_repeats_byte_for_byte(tmp_path, ray_local):
-    rows, _ = damaged(tmp_path)
-    rows += [write(tmp_path, seed, ("pool", "dev", "test")[seed % 3])[0] for seed in range(10, 60)]
-    rows.append(write(tmp_path, 10, "dev", "again.png")[0] | {"patient": rows[6]["patient"]})
-    encoder = Encoder(batch_size=4)  # 14 blocks, enough for two actors
-    counts = ingest(tmp_path / "a", table(rows), encoder=encoder)
-    ingest(tmp_path / "b", table(rows[::-1]), encoder=encoder)
-    assert counts == {"images": 53, "quarantined": 4, "pool": 19, "dev": 17, "test": 17}
-    for name in ("images.parquet", "quarantine.parquet"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    images, quarantine = (read_table(tmp_path / "a" / f"{name}.parquet") for name in ("images", "quarantine"))
-    ids = images["image_id"].to_pylist()
-    assert ids == sorted(set(ids)) and images.column_names[:7] == IMAGE.names
-    vectors = np.array(images["embedding"].to_pylist())
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(53), abs=1e-5)
-    assert quarantine.schema == DROP
-    assert sorted(quarantine["step"].to_pylist()) == ["decode", "decode", "digest", "duplicate"]
-    assert set(ids) | set(quarantine["id"].to_pylist()) == {row["image_id"] for row in rows}
+def test_everything_is_in_or_in_quarantine(tmp_path, root, ray_local, small_chunks):
+    counts = ingest("images", root, tmp_path / "p")
+    assert (counts["listed"], counts["new"], counts["quarantined"], counts["images"]) == (43, 43, 3, 40)
+    pool = open_pool(tmp_path / "p")
+    verify(pool)
+    images = pool.images()
+    assert images.num_rows == counts["pool"] == 40 and images["uri"].to_pylist() == [""] * 40
+    steps = {Path(path).name: (step, reason) for path, _, step, reason in quarantined(pool)}
+    assert {name: step for name, (step, _) in steps.items()} == {"cut.png": "decode", "none.jpg": "decode", "copy.bmp": "duplicate"}
+    assert all(str(tmp_path) not in reason for _, reason in steps.values())
+    table = pool.embedded(images["image_id"].to_pylist()[:5])
+    assert np.linalg.norm(np.array(table["embedding"].to_pylist()), axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    paths = pool.fetch(images["image_id"].to_pylist()[:5], tmp_path / "png")
+    for row in table.to_pylist():
+        with Image.open(paths[row["image_id"]]) as image:
+            pixels = np.asarray(image)
+            assert not image.info and row["phash"] == phash(pixels)
+            assert (row["sharpness"], row["noise"]) == pytest.approx(quality(pixels), rel=1e-6)
 
 
 @pytest.mark.engine
-def test_a_pool_without_one_readable_image_is_refused(tmp_path, ray_local):
-    row, _ = write(tmp_path, 1)
-    Path(row["uri"]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match="none of 1 images could be read"):
-        ingest(tmp_path / "p", table([row]), encoder=Encoder())
+def test_a_second_ingest_does_only_what_is_new_and_forgets_what_is_gone(tmp_path, root, ray_local, small_chunks):
+    first = ingest("images", root, tmp_path / "p")
+    shards = {path.name: path.stat().st_mtime_ns for path in open_pool(tmp_path / "p").shards()}
+    again = ingest("images", root, tmp_path / "p")
+    assert again == first | {"new": 0}
+    for seed in range(40, 45):
+        draw(root / f"{seed}.png", seed)
+    (root / "00.png").unlink()
+    (root / "none.jpg").unlink()
+    draw(root / "01.png", 99)
+    grown = ingest("images", root, tmp_path / "p")
+    assert (grown["new"], grown["images"], grown["quarantined"]) == (6, 44, 2)
+    pool = open_pool(tmp_path / "p")
+    assert all(path.stat().st_mtime_ns == shards[path.name] for path in pool.shards() if path.name in shards)
+    back = ingest("images", root, tmp_path / "p", split="dev")
+    assert (back["new"], back["dev"], back["pool"]) == (0, 44, 0)
+
+
+@pytest.mark.engine
+def test_what_gave_no_image_is_tried_again_when_asked(tmp_path, root, ray_local):
+    ingest("images", root, tmp_path / "p")
+    good, stamp = (root / "01.png").read_bytes(), (root / "cut.png").stat()
+    (root / "cut.png").write_bytes(good[: stamp.st_size])
+    os.utime(root / "cut.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # for example, a disk that was away
+    assert ingest("images", root, tmp_path / "p")["new"] == 0
+    assert ingest("images", root, tmp_path / "p", work=Work(retry=True))["new"] == 2
+
+
+@pytest.mark.engine
+def test_no_image_at_all_is_an_error_with_the_first_reason(tmp_path, ray_local):
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="none of 1 files .* gave an image; the first: expected a picture"):
+        ingest("images", tmp_path / "ct", tmp_path / "p")
+
+
+def test_a_pool_is_bound_to_its_encoder_and_size(tmp_path):
+    create_pool(tmp_path / "p", "embedded", 512)
+    with pytest.raises(ValueError, match="was begun with encoder embedded; use the same"):
+        create_pool(tmp_path / "p", "hf-hub:a/b", 512)
+    with pytest.raises(ValueError, match="was begun with side 512"):
+        create_pool(tmp_path / "p", "embedded", 1024)
+
+
+def test_a_folder_with_other_things_is_no_place_for_a_pool(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not empty and no pool"):
+        create_pool(tmp_path / "p", "embedded", 512)
+
+
+def test_private_files_are_private(tmp_path):
+    pool = create_pool(tmp_path / "p", "embedded", 512)
+    assert pool.private.stat().st_mode & 0o777 == 0o700 and len(pool.salt) == 32
+
+
+def run_ingest(root: Path, pool: Path) -> subprocess.Popen:
+    code = (
+        "import sys; from medq_ray.pool import ingest as m; m.CHUNK = 16\n"
+        "print(m.ingest('images', sys.argv[1], sys.argv[2], work=m.Work(workers=2))['digest'], flush=True)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(root), str(pool)], stdout=subprocess.PIPE, text=True)
+
+
+def shards(pool: Path) -> list[Path]:
+    return [path for path in (pool / "shards").glob("*.parquet")]
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.e2e
+def test_killed_workers_and_drivers_change_nothing(tmp_path):
+    """`kill -9` of an actor, of a decoder and, three times, of the driver: the content is that of an unbroken ingest."""
+    root = tmp_path / "ct"
+    for seed in range(640):
+        draw(root / f"{seed:03d}.png", seed)
+    with run_ingest(root, tmp_path / "whole") as unbroken:
+        expected = unbroken.stdout.read().strip().splitlines()[-1]
+    pool = tmp_path / "killed"
+    for after in (1, 6, 12):  # shards of 40
+        with run_ingest(root, pool) as driver:
+            wait_for(lambda: len(shards(pool)) >= after or driver.poll() is not None)  # noqa: B023
+            driver.kill()
+    with run_ingest(root, pool) as driver:
+        wait_for(lambda: len(shards(pool)) >= 16)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        for word in ("MapWorker", "medq_ray.pool.jail"):
+            victims = [process for process in below if word in " ".join(process.cmdline())]
+            assert victims, word
+            os.kill(victims[0].pid, signal.SIGKILL)
+        out = driver.stdout.read().strip().splitlines()
+    assert driver.returncode == 0 and out[-1] == expected
+    assert len({pq.read_metadata(path).num_rows for path in shards(pool)}) == 1
+    assert read_table(pool / "quarantine.parquet").num_rows == 0
+    assert json.loads((pool / "pool.json").read_text())["encoder"] == Encoder().name

@@ -20,7 +20,7 @@ from medq_ray.config import Config, Explore, Loop
 from medq_ray.ledger import Ledger
 from medq_ray.schema import (
     ANNOTATION, DEGRADATIONS, DROP, EVERYDAY, FAILURE, HIT, KINDS, MODALITIES, PROTOTYPE, QUESTION, SAMPLE, SCORE,
-    SELECTION, TRUTH, VERDICT, embedded_image_schema,
+    POOL_IMAGE, SELECTION, TRUTH, VERDICT,
 )  # fmt: skip
 from medq_ray.synthetic.world import make_image
 
@@ -34,9 +34,7 @@ def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, siz
     images = [make(world, "pool", i, rng, size) for i in range(pool)]
     images += [make(world, "dev", i, rng, size) for i in range(dev)]
     write_table(world / "truth.parquet", [{**row, "parameters": "{}"} for row in images], TRUTH)
-    embedded = [row | {"phash": 0, "sharpness": 1.0, "noise": 0.1, "embedding": [1.0, 0.0]} for row in images]
-    schema = embedded_image_schema(2)
-    write_table(run / "pool" / "images.parquet", [{k: r[k] for k in schema.names} for r in embedded], schema)
+    write_table(run / "pool" / "images.parquet", [{k: r.get(k) for k in POOL_IMAGE.names} for r in images], POOL_IMAGE)
     config = Config(recipe="demo", seed=seed, explore=Explore(budget=24), loop=Loop(max_iterations=max(1, iterations)))
     run.joinpath("run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     ledger, rows = Ledger(run / "ledger.jsonl"), []

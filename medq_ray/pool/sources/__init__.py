@@ -10,8 +10,8 @@ A reader is a module with
 
 `find` runs in the driver and may raise ValueError when the whole root is not what it should be, saying what was
 expected and what was found. `expand` and `decode` open files that may be hostile: they run in a limited child process
-(`pool.decode`), and say ValueError about one file: expected this, found that. Their messages reach people and tables:
-no header value, name, id or date of a patient may be in one.
+(`pool.decode`), and raise images.Refused about one file. Its message reaches people and tables: no path, no name, id or
+date of a patient may be in it. Of any other exception only the type is told.
 
 To add a reader of your own, register its module under the entry point group 'medq_ray.sources'.
 """
@@ -68,6 +68,10 @@ class Row:
     """Scanning appointment or study; '' if the source does not say. Salted and hashed like the patient."""
     split: str = ""
     """'pool', 'dev' or 'test' where the release itself is split, else ''."""
+    private: bool = False
+    """The image is the user's own, whatever the source's terms say: it is not to be sent to anybody."""
+    problem: str = ""
+    """Why this image cannot be taken, where its file has others that can: 'decode: expected this, found that'."""
     labels: dict[str, str] = field(default_factory=dict)
     """The source's own quality labels, name -> value of a closed vocabulary; never free text."""
 

@@ -4,11 +4,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from medq_ray.images import MAX_PIXELS
+from medq_ray.images import MAX_PIXELS, Refused
 
 MODALITY_WORDS = {
     "mri": "mri",
@@ -64,27 +65,40 @@ def shown(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def read_picture(path: str | Path, side: int = 0) -> np.ndarray:
+def read_picture(path: str | Path | IO[bytes], side: int = 0) -> np.ndarray:
     """uint8 (H, W, 3) of a PNG, JPEG, TIFF, WebP ... with 8 bits a channel; alpha is dropped, not blended.
 
     side: how long the longer side has to be at least; a JPEG that is twice as long or more is decoded at a half, a
-    quarter or an eighth (PIL's draft), which costs a fraction of the time. 0 decodes all of it. Raises ValueError
-    without naming the file for what is no picture, too large, an animation or a stack, or has more than 8 bits.
+    quarter or an eighth (PIL's draft), which costs a fraction of the time. 0 decodes all of it. Raises Refused for
+    what is no picture, too large, an animation or a stack, or has more than 8 bits.
     """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"expected at most {MAX_PIXELS} pixels, found {image.width}x{image.height}")
+                raise Refused(f"expected at most {MAX_PIXELS} pixels, found {image.width}x{image.height}")
             if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"expected one picture, found {image.n_frames} pages or frames")
+                raise Refused(f"expected one picture, found {image.n_frames} pages or frames")
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"expected 8 bits a channel, found mode {image.mode}: save it windowed for viewing")
+                raise Refused(f"expected 8 bits a channel, found mode {image.mode}: save it windowed for viewing")
             if side and image.format == "JPEG":
                 image.draft(None, (side, side))
-            if image.mode in ("RGBA", "LA", "RGBa", "La"):
-                return np.repeat(np.asarray(image)[..., :1], 3, axis=2) if image.mode[0] == "L" else np.asarray(image)[..., :3]
+            if image.mode in ("RGBA", "RGBa"):
+                return np.asarray(image)[..., :3]
+            if image.mode in ("LA", "La"):
+                return np.repeat(np.asarray(image)[..., :1], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
-        raise ValueError(f"expected at most {MAX_PIXELS} pixels, found many times more") from error
+        raise Refused(f"expected at most {MAX_PIXELS} pixels, found many times more") from error
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"expected a picture that can be decoded, found {type(error).__name__}") from error
+        raise Refused(f"expected a picture that can be decoded, found {type(error).__name__}") from error
+
+
+def walk_ending(root: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """Files below `root` whose lower-case names end with one of `endings`, sorted. Raises ValueError if none does."""
+    none = True
+    for path in walk(root):
+        if path.name.lower().endswith(endings):
+            none = False
+            yield path
+    if none:
+        raise ValueError(f"{root}: expected files that end with {', '.join(endings)}, found none")

@@ -9,13 +9,14 @@ from medq_ray.pool.sources import Row, Terms
 from medq_ray.pool.sources._files import read_picture
 from medq_ray.synthetic.world import read_world
 
-TERMS = Terms("generated", share=True, train=True, note="synthetic; images made on your own keep your own terms")
+TERMS = Terms("generated", share=True, train=True, note="synthetic; what was made of your own images stays with you")
 
 
 def find(root: Path) -> Iterator[Row]:
     """Raises ValueError when `root` holds no finished world."""
-    for row in read_world(root).images.select(["uri", "modality", "patient", "session", "split"]).to_pylist():
-        yield Row(row.pop("uri"), **row)
+    names = ["uri", "modality", "patient", "session", "split", "source"]
+    for row in read_world(root).images.select(names).to_pylist():
+        yield Row(row.pop("uri"), private=row.pop("source") != "synthetic", **row)
 
 
 def decode(row: Row, side: int) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""The pool of a run: proven, allowed by its sources, and with the images that the run's questions are about."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medq_ray.artifacts import write_json, write_table
+from medq_ray.config import Config
+from medq_ray.pool.ingest import ingest
+from medq_ray.pool.splits import read_proof, verify
+from medq_ray.pool.store import Pool, open_pool
+from medq_ray.pool.terms import check_terms, described
+from medq_ray.schema import POOL_IMAGE
+from medq_ray.synthetic.world import World
+
+WORLD_SALT = "world"
+"""A world's patients are synthetic, or hashed already; a fixed salt makes equal runs equal."""
+
+
+def pool_of(config: Config, own: Path) -> Pool:
+    """The pool in the settings, or the run's own. Raises ValueError when it is not there."""
+    return open_pool(Path(config.pool.path) if config.pool.path else own)
+
+
+def pool_identity(config: Config) -> str:
+    """The content of the pool in the settings, as its proof states it. Raises ValueError as `read_proof`."""
+    return read_proof(open_pool(Path(config.pool.path)))["pool"] if config.pool.path else "the world's"
+
+
+def check_pool(config: Config) -> Pool:
+    """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it has
+    no passing split proof, or when a source's terms forbid what the run would do."""
+    pool = open_pool(Path(config.pool.path))
+    if pool.settings["encoder"] != config.encoder.name:
+        raise ValueError(f"{pool.root} has embeddings of encoder {pool.settings['encoder']!r}; set encoder.name to it")
+    read_proof(pool)
+    check_use(pool.images(), config)
+    return pool
+
+
+def check_use(images: pa.Table, config: Config) -> None:
+    """Raises ValueError when the images' sources forbid what the run would do (`terms.check_terms`)."""
+    endpoints = [url for url in (config.oracle.base_url, config.engine.base_url) if url]
+    check_terms(images, endpoints, config.pool.acknowledged)
+
+
+def prepare(folder: Path, *, world: World, config: Config, own: Path) -> dict:
+    """Write images.parquet (schema.POOL_IMAGE; `uri` where an image is a picture file of the world) and pool.json.
+
+    Without `pool.path`, the world's images are made a pool at `own` and its splits are proven. Returns counts. Raises
+    ValueError as `check_pool` and `ingest`, and when a pool lacks an image that the world's questions are about.
+    """
+    if config.pool.path:
+        pool, quarantined = check_pool(config), 0
+    else:
+        made = ingest("world", world.path, own, split="source", encoder=config.encoder, salt=WORLD_SALT)
+        pool, quarantined = open_pool(own), made["quarantined"]
+        verify(pool)
+        read_proof(pool)
+    images = pool.images()
+    check_use(images, config)
+    asked = world.images.filter(pc.not_equal(world.images["split"], "pool"))
+    absent = pc.invert(pc.is_in(asked["image_id"], images["image_id"].combine_chunks()))
+    if config.pool.path and (missing := pc.sum(absent).as_py()):
+        raise ValueError(
+            f"{pool.root} lacks {missing} of the {asked.num_rows} dev and test images of {world.path}; "
+            f"run `medq ingest world {world.path} --pool {pool.root} --split source`, then verify it again"
+        )
+    images = with_pictures(images, world.images)
+    write_table(folder / "images.parquet", images, POOL_IMAGE)
+    write_json(folder / "pool.json", {"digest": pool.digest(), "sources": described(images)})
+    counts = {split: pc.sum(pc.equal(images["split"], split)).as_py() for split in ("pool", "dev", "test")}
+    return {"images": images.num_rows, "quarantined": quarantined, **counts}
+
+
+def with_pictures(images: pa.Table, world: pa.Table) -> pa.Table:
+    """`images` with the uri of those that are picture files of the world."""
+    place = pc.index_in(images["image_id"], value_set=world["image_id"].combine_chunks())
+    uri = pc.fill_null(world["uri"].take(place), "")
+    return images.set_column(images.schema.get_field_index("uri"), "uri", uri)

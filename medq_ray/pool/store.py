@@ -1,0 +1,250 @@
+"""The pool on disk: what its sources say of each image, and what ingest saw in it.
+
+    POOL/pool.json            encoder and size of images; they hold for all of the pool
+    POOL/shards/*.parquet     schema.looked_schema: hashes, measures and embeddings of at most 256 images each
+    POOL/quarantine.parquet   schema.DROP: files that gave no image, with reasons; repeated images
+    POOL/proof.json           what `medq pool verify` found (pool.splits), clusters.parquet and pairs.parquet with it
+    POOL/private/             salt and manifests (schema.LISTED): the only files with paths; keep them to yourself
+
+A manifest says whose an image is, where it lies and to which split it belongs; a shard says what its pixels are. They
+meet by `item`, which names a file as it was when it was read, and a key in it. So a split or a label can change
+without decoding anything again, and a file that changes or goes takes its image along.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from medq_ray.artifacts import read_json, read_table, write_json, write_table
+from medq_ray.images import encode_png
+from medq_ray.pool.decode import Limits, Sandbox
+from medq_ray.pool.search import within_shards
+from medq_ray.pool.sources import Row
+from medq_ray.schema import LISTED, POOL_IMAGE, embedded_image_schema, looked_schema
+
+FORMAT = 1
+SALT = "MEDQ_SALT"
+"""Environment variable with a salt of your own; pools with one salt give one patient one key."""
+
+
+def keyed(salt: str, *parts: str) -> str:
+    """16 hex digits that stand for `parts`; without the salt nobody can tell what they were."""
+    return hashlib.blake2b("\0".join(parts).encode(), key=salt.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An opened pool."""
+
+    root: Path
+    settings: dict
+    """What pool.json holds: format, encoder, side."""
+
+    @property
+    def private(self) -> Path:
+        return self.root / "private"
+
+    @property
+    def salt(self) -> str:
+        return (self.private / "salt").read_text().strip()
+
+    def shards(self) -> list[Path]:
+        return sorted((self.root / "shards").glob("*.parquet"))
+
+    def listed(self) -> pa.Table:
+        """schema.LISTED of all manifests."""
+        tables = [read_table(path) for path in sorted((self.private / "manifests").glob("*.parquet"))]
+        return pa.concat_tables([LISTED.empty_table(), *tables])
+
+    def looked(self) -> pa.Table:
+        """schema.looked_schema without the embedding, of all shards; of an item that was tried again, the good row
+        comes first."""
+        schema = pa.schema([field for field in looked_schema(1) if field.name != "embedding"])
+        tables = [pq.read_table(path, columns=schema.names, partitioning=None) for path in self.shards()]
+        return pa.concat_tables([schema.empty_table(), *tables]).sort_by([("problem", "ascending"), ("item", "ascending")])
+
+    def rows(self) -> pa.Table:
+        """LISTED joined with what was seen, one row for each listed item without a problem of its own."""
+        listed, looked = self.listed(), self.looked()
+        listed = listed.filter(pc.equal(listed["problem"], "")).drop_columns(["problem"])
+        place = pc.index_in(listed["item"], value_set=looked["item"].combine_chunks())
+        if missing := place.null_count:
+            raise ValueError(f"{self.root}: ingest is not finished, {missing} of {listed.num_rows} images are missing; run it again")
+        found = looked.drop_columns(["item"]).take(place)
+        for name in found.column_names:
+            listed = listed.append_column(found.schema.field(name), found[name])
+        return listed
+
+    def good(self) -> pa.Table:
+        """`rows` with an image, sorted by image id; the first of several files with equal pixels is the keeper."""
+        rows = self.rows()
+        order = [(name, "ascending") for name in ("image_id", "split", "source", "uri", "key")]
+        return rows.filter(pc.equal(rows["problem"], "")).sort_by(order)
+
+    def images(self) -> pa.Table:
+        """schema.POOL_IMAGE, one row for each image id, sorted by it.
+
+        An image whose source does not say whose it is belongs to its cluster of look-alikes (`pool.splits`). Raises
+        ValueError before the pool has been verified.
+        """
+        rows = first_of_each(self.good())
+        proven = pc.not_equal(rows["patient"], "")
+        clusters = self.clusters()
+        place = pc.index_in(rows["image_id"], value_set=clusters["image_id"].combine_chunks())
+        if pc.any(pc.and_(pc.is_null(place), pc.invert(proven))).as_py():
+            raise ValueError(f"{self.root}: not verified since its last ingest; run `medq pool verify {self.root}`")
+        clustered = pc.binary_join_element_wise("c", clusters["cluster"].take(place), "", null_handling="replace")
+        columns = {name: rows[name] for name in POOL_IMAGE.names if name in rows.column_names}
+        columns["patient"] = pc.if_else(proven, rows["patient"], clustered)
+        columns["uri"] = pa.array([""] * rows.num_rows, pa.string())
+        columns["proven"] = proven
+        return pa.table([columns[name] for name in POOL_IMAGE.names], schema=POOL_IMAGE)
+
+    def clusters(self) -> pa.Table:
+        """(image_id, cluster) of images whose source does not say whose they are."""
+        path = self.root / "clusters.parquet"
+        empty = pa.table({"image_id": pa.array([], pa.string()), "cluster": pa.array([], pa.string())})
+        return read_table(path) if path.exists() else empty
+
+    def embedded(self, image_ids: Iterable[str]) -> pa.Table:
+        """schema.embedded_image_schema of some images, sorted by id."""
+        images = self.images()
+        images = images.filter(pc.is_in(images["image_id"], pa.array(sorted(image_ids), pa.string())))
+        wanted, found = images["image_id"].combine_chunks(), []
+        for path in self.shards():
+            part = pq.read_table(path, columns=["image_id", "item", "embedding"], partitioning=None)
+            found.append(part.filter(pc.is_in(part["image_id"], wanted)))
+        if not found:
+            raise ValueError(f"{self.root}: the pool is empty")
+        table = pa.concat_tables(found).sort_by([("image_id", "ascending"), ("item", "ascending")])
+        vectors = table["embedding"].take(pc.index_in(wanted, value_set=table["image_id"].combine_chunks()))
+        images = images.append_column("embedding", vectors)
+        return images.cast(embedded_image_schema(vectors.type.list_size))
+
+    def search(self, prototypes: np.ndarray, tau: float) -> pa.Table:
+        """schema.HIT of all images with cosine > tau to a row of `prototypes`; by Ray Data where it has several nodes."""
+        import ray
+
+        several = ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
+        return within_shards(prototypes, self.shards(), tau, distributed=several)
+
+    def digest(self) -> str:
+        """16 hex digits over every image, measure, embedding, split, label and problem, and over who shares a patient
+        or a session with whom: equal for equal content, whatever the salt, the paths and the cut into shards."""
+        rows = self.rows()
+        columns = [rows[name] for name in ("image_id", "digest", "problem", "source", "modality", "split", "labels")]
+        for name in ("patient", "session"):  # in place of the hash, the smallest image of its owner
+            first = rows.group_by(name).aggregate([("image_id", "min")])
+            owner = first["image_id_min"].take(pc.index_in(rows[name], value_set=first[name].combine_chunks()))
+            columns.append(pc.if_else(pc.equal(rows[name], ""), "", owner))
+        listed = self.listed()
+        unlisted = listed.filter(pc.not_equal(listed["problem"], ""))
+        lines = pc.binary_join_element_wise(*columns, "\t").to_pylist()
+        lines += pc.binary_join_element_wise(unlisted["source"], unlisted["problem"], "\t").to_pylist()
+        return hashlib.sha256("\n".join([json.dumps(self.settings, sort_keys=True), *sorted(lines)]).encode()).hexdigest()[:16]
+
+    def fetch(self, image_ids: Iterable[str], folder: Path) -> dict[str, str]:
+        """Decode some images again and write them as PNG files into `folder`; image id -> path.
+
+        From here on they have no source, no header and no name. Raises ValueError naming the file when it no longer
+        has the image that was ingested.
+        """
+        wanted = sorted(image_ids)
+        rows = first_of_each(self.good())
+        rows = rows.filter(pc.is_in(rows["image_id"], pa.array(wanted, pa.string())))
+        rows = rows.sort_by([("uri", "ascending"), ("key", "ascending")])  # the images of one file one after the other
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {}
+        with Sandbox(Limits()) as sandbox:
+            for row in rows.select(["image_id", "source", "uri", "key", "modality"]).to_pylist():
+                path = folder / f"{row['image_id']}.png"
+                image = sandbox.decode(row["source"], Row(row["uri"], row["key"], row["modality"]), self.settings["side"])
+                if image.image_id != row["image_id"]:
+                    raise ValueError(f"{row['uri']} has changed since it was ingested; run `medq ingest` again")
+                path.write_bytes(encode_png(image.pixels))
+                paths[row["image_id"]] = str(path)
+        return paths
+
+
+def first_of_each(rows: pa.Table) -> pa.Table:
+    """The first row of each image id; rows are sorted by it."""
+    ids = rows["image_id"].combine_chunks()
+    if len(ids) == 0:
+        return rows
+    fresh = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    return rows.filter(pa.array(np.concatenate([[True], fresh])))
+
+
+def create_pool(root: Path, encoder: str, side: int, salt: str = "") -> Pool:
+    """Open the pool at `root`, or begin one there with `salt`, that of MEDQ_SALT, or one drawn at random.
+
+    Raises ValueError for a folder with something else in it, and for a pool with another encoder or image size.
+    """
+    root = Path(root).resolve()
+    settings = {"format": FORMAT, "encoder": encoder, "side": side}
+    if (root / "pool.json").exists():
+        pool = open_pool(root)
+        if pool.settings != settings:
+            was = ", ".join(f"{name} {value}" for name, value in pool.settings.items() if settings[name] != value)
+            raise ValueError(f"{root}: was begun with {was}; use the same settings or another --pool")
+        return pool
+    if root.exists() and (not root.is_dir() or any(path.name not in ("private", "shards") for path in root.iterdir())):
+        raise ValueError(f"{root}: not empty and no pool; choose another --pool")
+    private = root / "private"
+    (private / "manifests").mkdir(parents=True, exist_ok=True)
+    private.chmod(0o700)
+    salt = salt or os.environ.get(SALT) or secrets.token_hex(16)
+    if len(salt.encode()) > hashlib.blake2b.MAX_KEY_SIZE:
+        raise ValueError(f"{SALT} is longer than {hashlib.blake2b.MAX_KEY_SIZE} bytes")
+    (private / "salt").write_text(salt)  # whatever stood here, nothing has been salted with it yet
+    (root / "shards").mkdir(exist_ok=True)
+    write_json(root / "pool.json", settings)
+    return Pool(root, settings)
+
+
+def open_pool(root: Path) -> Pool:
+    """Raises ValueError when there is no pool at `root`, or one of another format."""
+    root = Path(root).resolve()
+    try:
+        settings = read_json(root / "pool.json")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{root}: no pool (pool.json is missing or damaged); make one with `medq ingest`") from error
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise ValueError(f"{root}: a pool of another format; ingest it again")
+    return Pool(root, settings)
+
+
+def write_quarantine(pool: Pool, schema: pa.Schema) -> pa.Table:
+    """Write quarantine.parquet: ids are items; the keeper of a repeated image is its image id."""
+    rows, listed = pool.rows(), pool.listed()
+    drops = [
+        (item, *problem.partition(": ")[::2], "")
+        for table in (listed, rows)
+        for item, problem in zip(table["item"].to_pylist(), table["problem"].to_pylist(), strict=True)
+        if problem
+    ]
+    good = pool.good()
+    kept = set(first_of_each(good)["item"].to_pylist())
+    for item, image in zip(good["item"].to_pylist(), good["image_id"].to_pylist(), strict=True):
+        if item not in kept:
+            drops.append((item, "duplicate", "the same pixels as another file's", image))
+    records = [dict(zip(schema.names, drop, strict=True)) for drop in sorted(drops)]
+    return write_table(pool.root / "quarantine.parquet", records, schema)
+
+
+
+def quarantined(pool: Pool) -> list[tuple[str, str, str, str]]:
+    """(path, key, step, reason) of what is in quarantine.parquet, by path."""
+    listed = pool.listed()
+    places = dict(zip(listed["item"].to_pylist(), zip(listed["uri"].to_pylist(), listed["key"].to_pylist(), strict=True), strict=True))
+    rows = read_table(pool.root / "quarantine.parquet").to_pylist()
+    return sorted((*places[row["id"]], row["step"], row["reason"]) for row in rows if row["id"] in places)

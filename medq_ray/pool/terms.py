@@ -1,0 +1,45 @@
+"""What the sources of a pool allow, against what a run would do with their images."""
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+
+def is_external(url: str) -> bool:
+    """Whether an endpoint is another machine: anything but loopback."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
+
+
+def check_terms(images: pa.Table, endpoints: Sequence[str], acknowledged: Sequence[str]) -> None:
+    """Raise ValueError with the sources that a run would use against their terms and that nobody has acknowledged.
+
+    images: schema.POOL_IMAGE of what the run may select, train on and send; endpoints: base URLs that images go to.
+    """
+    abroad = [url for url in endpoints if is_external(url)]
+    sources = images.group_by(["source", "licence", "share", "train"]).aggregate([]).sort_by("source").to_pylist()
+    refused = []
+    for row in sources:
+        against = [] if row["train"] else ["trained on"]
+        against += [] if row["share"] or not abroad else [f"sent to {', '.join(abroad)}"]
+        if against and row["source"] not in acknowledged:
+            refused.append((row["source"], f"{row['source']} (licence: {row['licence']}) may not be {' or '.join(against)}"))
+    if refused:
+        every = ", ".join(sorted({*acknowledged, *(name for name, _ in refused)}))
+        lines = "; ".join(line for _, line in refused)
+        raise ValueError(f"the pool's sources do not allow this run: {lines}. If you may, say so: --set 'pool.acknowledged=[{every}]'")
+
+
+def described(images: pa.Table) -> list[dict]:
+    """One row for each source, licence and set of terms: how many images it has."""
+    counts = images.group_by(["source", "licence", "share", "train"]).aggregate([("image_id", "count")])
+    return counts.rename_columns(["source", "licence", "share", "train", "images"]).sort_by("source").to_pylist()
+
+

@@ -1,0 +1,130 @@
+"""Every kind of leak is found and named; what only looks like one is not."""
+
+import json
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from fake_pool import fake_pool, looked
+
+from medq_ray.artifacts import read_table
+from medq_ray.pool.splits import CHECKS, describe, read_proof, verify
+
+APART = [{"split": split} for split in ("pool", "pool", "dev", "test")]
+
+
+def leaks(pool) -> dict:
+    return {check: count for check, count in verify(pool)["leaks"].items() if count}
+
+
+def like(number: int, **changes) -> dict:
+    """The looks of image `number`, with changes."""
+    return {name: looked(number)[name] for name in ("phash", "sharpness", "noise", "thumb", "embedding")} | changes
+
+
+def test_splits_that_share_nothing_pass(tmp_path):
+    pool = fake_pool(tmp_path / "p", APART)
+    proof = verify(pool)
+    assert proof["passed"] and set(proof["leaks"]) == set(CHECKS)
+    assert proof["splits"]["pool"] == {"images": 2, "patients": 2, "sessions": 0, "clusters": 0}
+    assert proof["sources"] == {"s": "proven by the source's patient keys"}
+    assert read_proof(pool) == proof
+    assert "passed" in describe(proof, pool.root)
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"patient": "p0"}, "patient"),
+        ({"session": "s0"}, "session"),
+        ({"image_id": f"{0:016x}"}, "pixels"),
+        (like(0), "near_duplicate"),
+    ],
+)
+def test_what_two_splits_share_is_found_and_named(tmp_path, change, check):
+    rows = [{"split": "pool", "session": "s0"}, {"split": "pool"}, {"split": "test"}, {"split": "dev"} | change]
+    pool = fake_pool(tmp_path / "p", rows)
+    found = leaks(pool)
+    assert found.pop(check) == 1 and not found
+    named = read_table(pool.root / "pairs.parquet").to_pylist()[0]
+    assert {named["left_split"], named["right_split"]} == {"pool", "dev"} and f"{0:016x}" in (named["left"], named["right"])
+    with pytest.raises(ValueError, match=f"splits leak \\(1 by {check}\\)"):
+        read_proof(pool)
+
+
+def test_a_degraded_twin_of_another_patient_is_no_near_duplicate(tmp_path):
+    pool = fake_pool(tmp_path / "p", [*APART, {"split": "dev"} | like(0, sharpness=1.0, embedding=looked(4)["embedding"])])
+    assert leaks(pool) == {}
+
+
+@pytest.mark.parametrize(("proven", "found"), [(True, {}), (False, {"embedding": 1})])
+def test_a_look_alike_by_embedding_is_a_leak_where_nobody_says_whose_it_is(tmp_path, proven, found):
+    alike = {"split": "test", "embedding": looked(0)["embedding"]} | ({} if proven else {"patient": ""})
+    pool = fake_pool(tmp_path / "p", [*APART, alike])
+    assert leaks(pool) == found
+    assert json.loads((pool.root / "proof.json").read_text())["look_alikes_of_proven_patients"] == (1 if proven else 0)
+
+
+def test_look_alikes_without_a_patient_are_one_cluster_and_must_not_be_torn_apart(tmp_path):
+    twin = like(0, sharpness=1.0, noise=3.0, embedding=looked(7)["embedding"], patient="")
+    rows = [{"split": "pool", "patient": ""}, {"split": "pool"}, {"split": "dev"} | twin]
+    pool = fake_pool(tmp_path / "p", rows)
+    proof = verify(pool)
+    assert proof["leaks"]["patient"] == 1 and not proof["passed"]
+    assert proof["sources"]["s"] == "clustered, not proven, for 2 of 3 images; the others by patient keys"
+    patients = pool.images()
+    unknown = patients.filter(pc.invert(patients["proven"]))
+    assert unknown["patient"].to_pylist() == [f"c{0:016x}"] * 2
+
+
+def test_a_session_joins_clusters(tmp_path):
+    rows = [{"patient": "", "session": session} for session in ("a", "a", "b", "")]
+    pool = fake_pool(tmp_path / "p", rows)
+    assert verify(pool)["splits"]["pool"]["clusters"] == 3
+    assert pool.images()["patient"].to_pylist() == [f"c{i:016x}" for i in (0, 0, 2, 3)]
+
+
+def test_a_proof_holds_for_the_images_that_it_was_made_of(tmp_path):
+    pool = fake_pool(tmp_path / "p", APART)
+    with pytest.raises(ValueError, match="no proof that its splits are apart"):
+        read_proof(pool)
+    verify(pool)
+    fake_pool(tmp_path / "p", [*APART, {"split": "dev"}])
+    with pytest.raises(ValueError, match="images have changed since the proof"):
+        read_proof(pool)
+
+
+@pytest.mark.parametrize("name", ["proof.json", "pairs.parquet", "clusters.parquet"])
+def test_a_proof_that_was_edited_is_none(tmp_path, name):
+    pool = fake_pool(tmp_path / "p", [*APART, {"split": "dev", "patient": "p0"}])
+    assert not verify(pool)["passed"]
+    path = pool.root / name
+    if name == "proof.json":
+        path.write_text(path.read_text().replace('"passed": false', '"passed": true'))
+    else:
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match="changed by hand"):
+        read_proof(pool)
+
+
+def test_the_content_digest_does_not_see_salt_shards_or_paths_and_sees_everything_else(tmp_path):
+    rows = [{"split": "pool", "patient": patient, "session": f"{patient}-1"} for patient in "aabbc"]
+    first = fake_pool(tmp_path / "a", rows).digest()
+    moved = [row | {"patient": row["patient"] * 2, "uri": f"/there/{i}"} for i, row in enumerate(rows)]
+    assert fake_pool(tmp_path / "b", moved, shards=3).digest() == first
+    for i, change in enumerate([{"patient": "c"}, {"split": "dev"}, {"labels": '{"quality": "good"}'}, {"digest": "x"},
+                                {"problem": "crash: no"}, {"session": "x"}]):  # fmt: skip
+        assert fake_pool(tmp_path / f"c{i}", [rows[0] | change, *rows[1:]]).digest() != first, change
+
+
+def test_pairs_of_dev_and_test_count_once(tmp_path):
+    rows = [{"split": split, "patient": "", "embedding": looked(0)["embedding"]} for split in ("dev", "test", "pool")]
+    assert leaks(fake_pool(tmp_path / "p", rows)) == {"embedding": 3}
+
+
+def test_vectors_of_one_image_are_found_in_any_shard(tmp_path):
+    pool = fake_pool(tmp_path / "p", APART, shards=3)
+    verify(pool)
+    table = pool.embedded([f"{i:016x}" for i in (3, 1)])
+    assert table["image_id"].to_pylist() == [f"{i:016x}" for i in (1, 3)]
+    assert np.array(table["embedding"].to_pylist()) == pytest.approx(np.array([looked(i)["embedding"] for i in (1, 3)]), rel=1e-6)

@@ -1,0 +1,49 @@
+"""A run stops before it uses images against their source's terms, until each source is acknowledged."""
+
+import pyarrow as pa
+import pytest
+
+from medq_ray.pool.terms import check_terms, described, is_external
+
+IMAGES = pa.table(
+    {
+        "image_id": ["1", "2", "3", "4"],
+        "source": ["free", "academic", "academic", "benchmark"],
+        "licence": ["CC0", "agreement", "agreement", "unclear"],
+        "share": [True, False, False, False],
+        "train": [True, True, True, False],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "external"),
+    [
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://localhost/v1", False),
+        ("http://[::1]:80/v1", False),
+        ("https://api.example.com/v1", True),
+        ("http://10.0.0.5:8000/v1", True),
+        ("http://localhost.example.com/v1", True),
+    ],
+)
+def test_anything_but_this_machine_is_external(url, external):
+    assert is_external(url) is external
+
+
+def test_training_needs_the_source_to_allow_it_whoever_labels():
+    with pytest.raises(ValueError, match=r"benchmark \(licence: unclear\) may not be trained on.*acknowledged=\[benchmark\]"):
+        check_terms(IMAGES, ["http://127.0.0.1:1/v1"], [])
+    check_terms(IMAGES, ["http://127.0.0.1:1/v1"], ["benchmark"])
+
+
+def test_sending_pixels_away_names_every_source_that_is_left():
+    with pytest.raises(ValueError) as refused:
+        check_terms(IMAGES, ["https://api.example.com/v1"], ["benchmark"])
+    assert "academic (licence: agreement) may not be sent to https://api.example.com/v1" in str(refused.value)
+    assert "free" not in str(refused.value) and "acknowledged=[academic, benchmark]" in str(refused.value)
+    check_terms(IMAGES, ["https://api.example.com/v1"], ["benchmark", "academic"])
+
+
+def test_the_sources_are_counted():
+    assert [(row["source"], row["images"]) for row in described(IMAGES)] == [("academic", 2), ("benchmark", 1), ("free", 1)]
