@@ -68,7 +68,7 @@ def draw(root: Path, rows: int, seed: int = 0) -> None:
                 pa.array(np.full(count, 512, np.int32)), pa.array(np.full(count, 512, np.int32)), pa.array(phash[start:stop]),
                 pa.array(np.full(count, 5.0, np.float32)), pa.array(np.full(count, 1.0, np.float32)),
                 pa.array([thumb.tobytes() for thumb in thumbs[start:stop]], schema.field("thumb").type),
-                pa.array(hexes(ids[start:stop])), pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM),
+                pa.array(hexes(ids[start:stop])), pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=schema.field("embedding").type),
             ],
             schema=schema,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from medq_ray.pool.search import BLOCK, within, within_shards
 
 PROTOTYPES, DIM, TAU, REPEATS = 20, 512, 0.75, 3
 SQUARE = 2_048
-"""Side of the product that shows how fast float32 is multiplied here: 17 GFLOP, as many as the search has."""
+"""Side of the product that shows how fast float32 is multiplied here: 17 GFLOP, about as many as the search has."""
 NEAR = 0.025
 """Share of images drawn near a prototype; at cosines of 0.45 to 0.95, so two fifths of them exceed TAU."""
 

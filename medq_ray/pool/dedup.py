@@ -17,8 +17,8 @@ BLOCK = 1 << 15
 thumbnails are 16 MB."""
 SAMPLE = 1 << 18
 """Hashes from which the cost of a join is estimated."""
-FIRST_IDS = 1 << 12
-"""Images that are grouped first; each later block of ids is as large as all before it."""
+FIRST_IDS = 1 << 10
+"""Images that are grouped first; each later block of ids is as many as all before it."""
 THUMB_LIMIT = 0.5
 """Largest root mean square difference of duplicates' thumbnails, in grey levels."""
 NOISE_FACTOR = 3
@@ -286,7 +286,8 @@ def agreeing(
     slots, bounds = near
     among = among[np.argsort(place(images.slot[among], images.sharpness[among]))]
     places = place(images.slot[among], images.sharpness[among])
-    reach = 1e-6 - math.log1p(-min(images.tolerance, 0.999))  # a little more than the tolerance: `same` decides
+    # A little more than the tolerance, since `same` decides; 50 is every sharpness and no other slot.
+    reach = 1e-6 - math.log1p(-images.tolerance) if images.tolerance < 1 else 50
     own = images.slot[rows]
     for row, slot in spans(bounds[own], bounds[own + 1] - bounds[own]):
         j = rows[row]
@@ -315,7 +316,8 @@ def duplicate_groups(table: pa.Table, *, radius: int, tolerance: float) -> dict[
             np.minimum.at(owner, j, i)
         block = block[owner[block] == block]
         found = [np.stack(pairs) for pairs in agreeing(images, near, block, block)]
-        for i, j in sorted(np.concatenate(found, axis=1).T.tolist(), key=lambda pair: pair[::-1]) if found else ():
+        found = np.concatenate([np.empty((2, 0), np.intp), *found], axis=1)
+        for i, j in found[:, np.lexsort(found)].T.tolist():  # by j, then i
             if owner[j] == j and owner[i] == i:
                 owner[j] = i
         done += size

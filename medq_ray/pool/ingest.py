@@ -112,15 +112,15 @@ def shard(rows: list[dict], records: list[dict], vectors: np.ndarray) -> pa.Tabl
         seen = repr([record[name] for name in schema.names[1:-2]]).encode()
         record |= {"item": row["item"], "digest": hashlib.sha256(seen + vector.tobytes()).hexdigest()[:16]}
     columns = [pa.array([record[name] for record in records], schema.field(name).type) for name in schema.names[:-1]]
-    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(every.ravel()), vectors.shape[1]))
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(every.ravel()), type=schema.field("embedding").type))
     return pa.table(columns, schema=schema)
 
 
 def write_shard(path: Path, table: pa.Table) -> None:
     """Write a shard whole or not at all; two actors that write the same one do not meet before the end."""
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
-    packed = [name for name in table.column_names if name != "embedding"]  # floats of a unit vector do not pack
-    pq.write_table(table, temporary, use_dictionary=packed, compression="zstd")
+    packed = [name for name in table.column_names if name != "embedding"]  # unit vectors do not pack, and unpack slowly
+    pq.write_table(table, temporary, use_dictionary=packed, compression=dict.fromkeys(packed, "zstd"))
     os.replace(temporary, path)
 
 
@@ -229,7 +229,8 @@ def ingest(
         if images.num_rows == 0:
             first = quarantine["reason"][0].as_py()
             raise ValueError(f"none of {listed.num_rows} files of {root} gave an image; the first: {first}")
-        counts = {name: pc.sum(pc.equal(images["split"], name)).as_py() for name in SPLITS}
+        each = images.group_by(["image_id", "split"]).aggregate([])
+        counts = {name: pc.sum(pc.equal(each["split"], name)).as_py() for name in SPLITS}
         return {
             "listed": listed.num_rows,
             "new": todo.num_rows,

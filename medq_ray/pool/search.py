@@ -211,13 +211,18 @@ def within(
     return pa.table(columns, schema=HIT).sort_by(ORDER)
 
 
-def shard_hits(path: Path, prototypes: np.ndarray, tau: float) -> pa.Table:
-    """SHARD_HIT of one shard. Raises ValueError naming a file that cannot be read."""
+def read_shard(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a shard. Raises ValueError naming one that cannot be read."""
     try:
         with pq.ParquetFile(path) as file:  # half the time of pq.read_table, which looks for a data set first
-            table = file.read(["image_id", "item", "problem", "embedding"], use_threads=False)
+            return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: no readable Parquet table ({error})") from error
+        raise ValueError(f"{path}: no readable Parquet table ({error}); delete it and run `medq ingest` again") from error
+
+
+def shard_hits(path: Path, prototypes: np.ndarray, tau: float) -> pa.Table:
+    """SHARD_HIT of one shard."""
+    table = read_shard(path, ["image_id", "item", "problem", "embedding"])
     good = pc.equal(table["problem"], "")
     if not pc.all(good).as_py():
         table = table.filter(good)

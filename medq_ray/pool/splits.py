@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from medq_ray.artifacts import digest_file, digest_of, read_json, write_json, write_table
 from medq_ray.console import progress
 from medq_ray.pool.dedup import Images, agreeing, likeness_groups
-from medq_ray.pool.search import within
+from medq_ray.pool.search import read_shard, within
 from medq_ray.pool.store import Pool, first_of_each
 from medq_ray.schema import SPLITS
 
@@ -213,8 +212,7 @@ def blocks(pool: Pool, shards: int = 64) -> Iterator[tuple[list[str], np.ndarray
     """(ids, float32 (n, d)) of all images, those of 64 shards at a time: 16,384 at most, 34 MB with 512 floats."""
     paths = pool.shards()
     for start in range(0, len(paths), shards):
-        parts = [pq.read_table(path, columns=["image_id", "embedding"], partitioning=None) for path in paths[start : start + shards]]
-        table = pa.concat_tables(parts)
+        table = pa.concat_tables([read_shard(path, ["image_id", "embedding"]) for path in paths[start : start + shards]])
         table = table.filter(pc.not_equal(table["image_id"], "")).combine_chunks()
         if table.num_rows:
             flat = table["embedding"].combine_chunks().flatten().to_numpy()

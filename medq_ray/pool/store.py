@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from medq_ray.artifacts import read_json, read_table, write_json, write_table
 from medq_ray.images import encode_png
 from medq_ray.pool.decode import Limits, Sandbox
-from medq_ray.pool.search import within_shards
+from medq_ray.pool.search import read_shard, within_shards
 from medq_ray.pool.sources import Row
 from medq_ray.schema import LISTED, POOL_IMAGE, embedded_image_schema, looked_schema
 
@@ -69,7 +68,7 @@ class Pool:
         """schema.looked_schema without the embedding, of all shards; of an item that was tried again, the good row
         comes first."""
         schema = pa.schema([field for field in looked_schema(1) if field.name != "embedding"])
-        tables = [pq.read_table(path, columns=schema.names, partitioning=None) for path in self.shards()]
+        tables = [read_shard(path, schema.names) for path in self.shards()]
         return pa.concat_tables([schema.empty_table(), *tables]).sort_by([("problem", "ascending"), ("item", "ascending")])
 
     def rows(self) -> pa.Table:
@@ -121,7 +120,7 @@ class Pool:
         images = images.filter(pc.is_in(images["image_id"], pa.array(sorted(image_ids), pa.string())))
         wanted, found = images["image_id"].combine_chunks(), []
         for path in self.shards():
-            part = pq.read_table(path, columns=["image_id", "item", "embedding"], partitioning=None)
+            part = read_shard(path, ["image_id", "item", "embedding"])
             found.append(part.filter(pc.is_in(part["image_id"], wanted)))
         if not found:
             raise ValueError(f"{self.root}: the pool is empty")
