@@ -207,35 +207,42 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[Pairs]:
 # --- duplicates: hash, thumbnail and quality agree ---
 
 
-def agree(left: np.ndarray, right: np.ndarray, tolerance: float) -> np.ndarray:
-    """Whether two measures differ by at most `tolerance` times the larger one, elementwise."""
-    return np.abs(left - right) <= tolerance * np.maximum(left, right)
-
-
 @dataclass(frozen=True)
 class Images:
-    """What images are compared by, one row an image, by ascending id; `slot` is the rank of a row's hash among the
-    distinct `hashes`."""
+    """What images are compared by, one row an image, by ascending id."""
 
     ids: list[str]
     hashes: np.ndarray
+    """The distinct pHashes, ascending; each is a slot for the images that have it."""
     slot: np.ndarray
+    """Slot of each image."""
     thumb: np.ndarray
-    sharpness: np.ndarray
-    noise: np.ndarray
+    measures: dict[str, np.ndarray]
+    """grey (mean of the thumbnail), sharpness and noise of each image."""
     tolerance: float
 
     @classmethod
     def of(cls, table: pa.Table, tolerance: float) -> "Images":
+        """table: as `duplicate_groups` takes it."""
         table = table.select(["image_id", "phash", "thumb", "sharpness", "noise"]).sort_by("image_id")
         hashes, slot = np.unique(table["phash"].to_numpy(), return_inverse=True)
-        measures = [table[name].to_numpy().astype(np.float64) for name in ("sharpness", "noise")]
-        return cls(table["image_id"].to_pylist(), hashes, slot, thumbs(table), *measures, tolerance)
+        thumb = thumbs(table)
+        measures = {name: table[name].to_numpy().astype(np.float64) for name in ("sharpness", "noise")}
+        measures["grey"] = thumb.mean(axis=1)  # thumbnails differ by no less than their means do
+        return cls(table["image_id"].to_pylist(), hashes, slot, thumb, measures, tolerance)
+
+    def agree(self, measure: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Whether values of a measure are those of duplicates, elementwise."""
+        if measure == "grey":
+            return np.abs(left - right) <= THUMB_LIMIT
+        tolerance = self.tolerance * (NOISE_FACTOR if measure == "noise" else 1)
+        return np.abs(left - right) <= tolerance * np.maximum(left, right)
 
     def same(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Whether thumbnails and quality of rows agree, elementwise."""
-        result = agree(self.sharpness[left], self.sharpness[right], self.tolerance)
-        result &= agree(self.noise[left], self.noise[right], NOISE_FACTOR * self.tolerance)
+        result = np.ones(len(left), bool)
+        for name, values in self.measures.items():
+            result &= self.agree(name, values[left], values[right])
         some = np.flatnonzero(result)
         difference = self.thumb[left[some]].astype(np.int32) - self.thumb[right[some]]
         result[some] = np.einsum("ij,ij->i", difference, difference) <= THUMB_LIMIT**2 * self.thumb.shape[1]
@@ -243,22 +250,19 @@ class Images:
 
     def near(self, radius: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots within `radius` of each slot, itself among them, as (slots, bounds): those of slot s are
-        slots[bounds[s] : bounds[s + 1]]. Slots whose images cannot agree in quality are left out."""
+        slots[bounds[s] : bounds[s + 1]]. Slots none of whose images agree in some measure are left out."""
         order = np.argsort(self.slot, kind="stable")
         starts = np.searchsorted(self.slot[order], np.arange(len(self.hashes)))
-        ranges = [
-            (np.minimum.reduceat(values[order], starts), np.maximum.reduceat(values[order], starts), tolerance)
-            for values, tolerance in (
-                (self.sharpness, self.tolerance),
-                (self.noise, NOISE_FACTOR * self.tolerance),
-            )
-        ]
+        ranges = {
+            name: (np.minimum.reduceat(values[order], starts), np.maximum.reduceat(values[order], starts))
+            for name, values in self.measures.items()
+        }
         every = np.arange(len(self.hashes), dtype=np.int32)
         left, right = [every], [every]
         for a, b in distinct_pairs(self.hashes, radius):
-            for lowest, highest, tolerance in ranges:
+            for name, (lowest, highest) in ranges.items():
                 top, bottom = np.minimum(highest[a], highest[b]), np.maximum(lowest[a], lowest[b])
-                keep = (top >= bottom) | agree(top, bottom, tolerance)
+                keep = (top >= bottom) | self.agree(name, top, bottom)
                 a, b = a[keep], b[keep]
             left += [a.astype(np.int32), b.astype(np.int32)]
             right += [b.astype(np.int32), a.astype(np.int32)]
@@ -274,29 +278,26 @@ def thumbs(table: pa.Table) -> np.ndarray:
     return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)[column.offset :][: len(column)]
 
 
-def place(slots: np.ndarray, sharpness: np.ndarray) -> np.ndarray:
-    """A number that sorts by slot, then by the logarithm of sharpness, which a tolerance makes an interval of."""
-    return slots * 100.0 + np.log(np.clip(sharpness, 1e-9, 1e9))
-
-
 def agreeing(
     images: Images, near: tuple[np.ndarray, np.ndarray], rows: np.ndarray, among: np.ndarray
 ) -> Iterator[Pairs]:
-    """All (i, j) with i of `among`, j of `rows` and i < j that are duplicates of each other."""
+    """All (i, j) with i of `among`, j of `rows` and i < j that are duplicates of each other.
+
+    near: of `images.near`. Of the images of a slot only those of about the same grey are looked at.
+    """
     slots, bounds = near
-    among = among[np.argsort(place(images.slot[among], images.sharpness[among]))]
-    places = place(images.slot[among], images.sharpness[among])
-    # A little more than the tolerance, since `same` decides; 50 is every sharpness and no other slot.
-    reach = 1e-6 - math.log1p(-images.tolerance) if images.tolerance < 1 else 50
-    own = images.slot[rows]
-    for row, slot in spans(bounds[own], bounds[own + 1] - bounds[own]):
+    grey = images.measures["grey"]
+    place = images.slot * 1_000.0 + grey  # sorts by slot, then by grey
+    among = among[np.argsort(place[among])]
+    places, own = place[among], images.slot[rows]
+    for row, position in spans(bounds[own], bounds[own + 1] - bounds[own]):
         j = rows[row]
-        low = np.searchsorted(places, place(slots[slot], images.sharpness[j]) - reach)
-        high = np.searchsorted(places, place(slots[slot], images.sharpness[j]) + reach, side="right")
-        for pair, position in spans(low, high - low):
-            left, right = among[position], j[pair]
-            keep = left < right
-            left, right = left[keep], right[keep]
+        centre = slots[position] * 1_000.0 + grey[j]
+        low = np.searchsorted(places, centre - THUMB_LIMIT)
+        high = np.searchsorted(places, centre + THUMB_LIMIT, side="right")
+        for pair, place_of in spans(low, high - low):
+            left, right = among[place_of], j[pair]
+            left, right = left[left < right], right[left < right]
             keep = images.same(left, right)
             yield left[keep], right[keep]
 

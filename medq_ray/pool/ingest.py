@@ -224,8 +224,9 @@ def ingest(
         quarantine = write_quarantine(pool, DROP)
         images = pool.good()
         own = pc.is_in(quarantine["id"], listed["item"].combine_chunks())
-        for suffix, count in sorted(passed_over(root, listed).items()) if root.is_dir() else ():
-            say(f"  {count} files passed over, the reader {source!r} does not read them: {suffix}")
+        if root.is_dir() and (others := passed_over(root, listed)):
+            said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
+            say(f"  files that the reader {source!r} does not read: {said}")
         if images.num_rows == 0:
             first = quarantine["reason"][0].as_py()
             raise ValueError(f"none of {listed.num_rows} files of {root} gave an image; the first: {first}")

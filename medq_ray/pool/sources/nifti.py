@@ -52,16 +52,23 @@ def find(root: Path) -> Iterator[Row]:
     for path in walk(root):
         name = path.name.lower()
         if name.endswith((".nii", ".nii.gz")) or (name.endswith(".img") and path.with_suffix(".hdr").exists()):
-            patient, session = identity(path.relative_to(root.parent).as_posix())
+            patient, session = identity(path)
             yield Row(str(path), modality=modality_of(path, root), patient=patient, session=session)
 
 
-def identity(name: str) -> tuple[str, str]:
-    """(patient, session) of a BIDS path, the innermost `sub-` and `ses-`; '' for what is missing. The session names
-    the patient too, since every patient has a first."""
-    found = {key: re.findall(rf"(?:^|[/_]){key}-([A-Za-z0-9]+)", name) for key in ("sub", "ses")}
-    patient = f"sub-{found['sub'][-1]}" if found["sub"] else ""
-    return patient, f"{patient}/ses-{found['ses'][-1]}" if found["ses"] else ""
+def identity(path: Path) -> tuple[str, str]:
+    """(patient, session) of a BIDS path, by the innermost `sub-` and `ses-`.
+
+    Every data set has a sub-01 and every patient a ses-1: the patient names the data set too, which is the folder above
+    the outermost `sub-`, and the session the patient. Without `sub-` the patient is '', and the session the file: its
+    slices are one patient's, whoever that is.
+    """
+    found = {key: re.findall(rf"(?:^|[/_]){key}-([A-Za-z0-9]+)", str(path)) for key in ("sub", "ses")}
+    if not found["sub"]:
+        return "", str(path)
+    above = next((folder.parent for folder in reversed(path.parents) if folder.name.startswith("sub-")), path.parent)
+    patient = f"{above} sub-{found['sub'][-1]}"
+    return patient, f"{patient} ses-{found['ses'][-1]}" if found["ses"] else ""
 
 
 def expand(row: Row, options: Options) -> list[Row]:

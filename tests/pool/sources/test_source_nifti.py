@@ -104,11 +104,18 @@ def test_several_volumes_and_single_slices(tmp_path):
 
 
 def test_patient_and_session_by_bids(tmp_path):
-    save(tmp_path / "mri" / "sub-01" / "ses-2" / "anat" / "sub-01_ses-2_T1w.nii.gz", marked())
-    save(tmp_path / "mri" / "sub-02" / "anat" / "sub-02_T1w.nii.gz", marked())
+    """Data sets do not share their sub-01; the slices of a file without a patient stay together."""
+    for data in ("a", "b"):
+        save(tmp_path / data / "mri" / "sub-01" / "ses-2" / "anat" / "sub-01_ses-2_T1w.nii.gz", marked())
+        save(tmp_path / data / "mri" / "sub-01" / "ses-3" / "anat" / "sub-01_ses-3_T1w.nii.gz", marked())
+    save(tmp_path / "a" / "mri" / "sub-02" / "anat" / "sub-02_T1w.nii.gz", marked())
     save(tmp_path / "mri" / "loose.nii.gz", marked())
-    rows = sorted({(row.patient, row.session) for row in nifti.find(tmp_path)})
-    assert rows == [("", ""), ("sub-01", "sub-01/ses-2"), ("sub-02", "")]
+    rows = {Path(row.path).relative_to(tmp_path).parts[:3]: row for row in nifti.find(tmp_path)}
+    assert len({row.patient for row in rows.values()}) == 4  # '' among them
+    assert len({row.session for row in nifti.find(tmp_path) if "sub-01" in row.path}) == 4
+    assert rows["mri", "loose.nii.gz"].patient == "" and rows["mri", "loose.nii.gz"].session.endswith("loose.nii.gz")
+    assert rows["a", "mri", "sub-02"].session == ""
+    assert {row.patient for row in nifti.find(tmp_path / "a" / "mri" / "sub-02")} == {rows["a", "mri", "sub-02"].patient}
 
 
 def test_pairs_of_header_and_image(tmp_path):
