@@ -6,6 +6,7 @@ Floor 0. An image here is a uint8 array of shape (height, width, 3), RGB.
 import base64
 import hashlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,19 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused: 64 MP of RGB is 192 MB, and slides are to be read by region."""
+
+
+MODALITY_WORDS = {
+    "mri": "mri",
+    "mr": "mri",
+    "ct": "ct",
+    "endoscopy": "endoscopy",
+    "colonoscopy": "endoscopy",
+    "fundus": "fundus",
+    "histopathology": "histopathology",
+    "histology": "histopathology",
+}
+"""Words of a folder's name (split at anything but letters and digits) -> modality."""
 
 
 class Refused(ValueError):
@@ -67,3 +81,13 @@ def pixel_digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()[:16]
+
+
+def modality_of(path: Path, root: Path) -> str:
+    """Modality by the names of the folders around a file, from the inside out, the root's own name last; '' if none."""
+    root = Path(root).resolve()
+    for folder in [*reversed(path.relative_to(root).parts[:-1]), root.name]:
+        for word in re.split(r"[^a-z0-9]+", folder.lower()):
+            if word in MODALITY_WORDS:
+                return MODALITY_WORDS[word]
+    return ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medq_ray.images import data_url, encode_png, from_data_url, pixel_digest, read_image
+from medq_ray.images import data_url, encode_png, from_data_url, modality_of, pixel_digest, read_image
 
 PIXELS = np.arange(3 * 40 * 50, dtype=np.uint8).reshape(40, 50, 3)
 
@@ -33,3 +33,9 @@ def test_bombs_and_broken_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses twice as many by an error of its own
     with pytest.raises(ValueError, match="a.png: cannot be decoded"):
         read_image(tmp_path / "a.png")
+
+
+def test_folder_words_are_whole_words(tmp_path):
+    cases = {"brain_mri": "mri", "CT head": "ct", "factory": "", "mri/histology": "histopathology"}
+    for name, modality in cases.items():
+        assert modality_of(tmp_path / name / "x.png", tmp_path) == modality

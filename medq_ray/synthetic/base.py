@@ -7,7 +7,6 @@ the user to find them: a folder or archive that is named after a patient is to b
 
 import hashlib
 import io
-import re
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,20 +16,9 @@ import numpy as np
 from PIL import Image
 
 from medq_ray.dicom import read_frame, read_header
-from medq_ray.images import read_image
+from medq_ray.images import MODALITY_WORDS, modality_of, read_image
 from medq_ray.synthetic.phantoms import GREY
 
-FOLDER_WORDS = {
-    "mri": "mri",
-    "mr": "mri",
-    "ct": "ct",
-    "endoscopy": "endoscopy",
-    "colonoscopy": "endoscopy",
-    "fundus": "fundus",
-    "histopathology": "histopathology",
-    "histology": "histopathology",
-}
-"""Words of a folder's name (split at anything but letters and digits) -> modality; the innermost folder wins."""
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 MAX_PER_MODALITY = 2000
 """More files than this add little; they are not opened. Our choice."""
@@ -45,15 +33,6 @@ class BaseImage:
     modality: str
     file: str
     patient: str
-
-
-def modality_of(path: Path, root: Path) -> str | None:
-    """Modality by the names of the folders around a file, from the inside out, the root's own name last."""
-    for folder in [*reversed(path.relative_to(root).parts[:-1]), root.name]:
-        for word in re.split(r"[^a-z0-9]+", folder.lower()):
-            if word in FOLDER_WORDS:
-                return FOLDER_WORDS[word]
-    return None
 
 
 def subject_of(path: Path, root: Path) -> str:
@@ -130,11 +109,11 @@ def find_base(root: Path, salt: str) -> tuple[list[BaseImage], list[dict[str, st
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     root = root.resolve()
-    found, skipped, counts = [], [], dict.fromkeys(FOLDER_WORDS.values(), 0)
+    found, skipped, counts = [], [], dict.fromkeys(MODALITY_WORDS.values(), 0)
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         name, modality, suffix = path.relative_to(root).as_posix(), modality_of(path, root), path.suffix.lower()
         try:
-            if modality is None:
+            if not modality:
                 raise ValueError("no folder of its path names a modality")
             if suffix not in (*PICTURES, ".dcm", ".zip"):
                 raise ValueError(f"not read: files of type {suffix or '(none)'}")

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medq_ray.artifacts import digest_folder
 from medq_ray.images import encode_png
-from medq_ray.synthetic.base import BaseImage, crop, find_base, modality_of, read, subject_of
+from medq_ray.synthetic.base import BaseImage, crop, find_base, read, subject_of
 from medq_ray.synthetic.plan import make_plan, split_sizes
 from medq_ray.synthetic.world import make_image, read_world, write_world
 
@@ -87,12 +87,6 @@ def test_everything_is_found_or_named_with_a_reason(base):
     }
     assert "3 pages" in reasons["ct/mask.tif"] and "blank" in reasons["ct/blank.png"]
     assert "anna" not in "".join(image.patient for image in found)
-
-
-def test_folder_words_are_whole_words(tmp_path):
-    cases = {"brain_mri": "mri", "CT head": "ct", "factory": None, "mri/histology": "histopathology"}
-    for name, modality in cases.items():
-        assert modality_of(tmp_path / name / "x.png", tmp_path) == modality
 
 
 def test_pictures_of_one_folder_are_one_patient(tmp_path):

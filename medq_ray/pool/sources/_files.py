@@ -1,7 +1,6 @@
 """What several readers share: walking folders, choosing slices, turning values into display pixels."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -10,19 +9,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medq_ray.images import MAX_PIXELS, Refused
-
-MODALITY_WORDS = {
-    "mri": "mri",
-    "mr": "mri",
-    "ct": "ct",
-    "endoscopy": "endoscopy",
-    "colonoscopy": "endoscopy",
-    "fundus": "fundus",
-    "histopathology": "histopathology",
-    "histology": "histopathology",
-}
-"""Words of a folder's name (split at anything but letters and digits) -> modality."""
-
 
 def walk(root: Path) -> Iterator[Path]:
     """Every file below `root`, sorted, hidden ones and folders left out. Raises ValueError if it is no folder."""
@@ -34,16 +20,6 @@ def walk(root: Path) -> Iterator[Path]:
         for name in sorted(files):
             if not name.startswith("."):
                 yield Path(folder) / name
-
-
-def modality_of(path: Path, root: Path) -> str:
-    """Modality by the names of the folders around a file, from the inside out, the root's own name last; '' if none."""
-    root = Path(root).resolve()
-    for folder in [*reversed(path.relative_to(root).parts[:-1]), root.name]:
-        for word in re.split(r"[^a-z0-9]+", folder.lower()):
-            if word in MODALITY_WORDS:
-                return MODALITY_WORDS[word]
-    return ""
 
 
 def chosen(count: int, slices: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Pictures of your own in any folder tree: PNG, JPEG, TIFF, WebP and BMP, and the thumbnails of Aperio slides (.svs).
 
-The modality comes from the names of the folders around a picture (`_files.MODALITY_WORDS`) or from the user. Whose it
+The modality comes from the names of the folders around a picture (`images.MODALITY_WORDS`) or from the user. Whose it
 is, no name says for sure: patient and session stay ''.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
-from medq_ray.images import MAX_PIXELS, Refused
+from medq_ray.images import MAX_PIXELS, Refused, modality_of
 from medq_ray.pool.sources import Options, Row, Terms
-from medq_ray.pool.sources._files import modality_of, read_picture, walk_ending
+from medq_ray.pool.sources._files import read_picture, walk_ending
 
 TERMS = Terms("not stated", share=False, train=True, note="your own pictures: their terms are for you to know")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".svs")

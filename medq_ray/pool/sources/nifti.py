@@ -21,9 +21,9 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from medq_ray.images import MAX_PIXELS, Refused
+from medq_ray.images import MAX_PIXELS, Refused, modality_of
 from medq_ray.pool.sources import Options, Row, Terms
-from medq_ray.pool.sources._files import chosen, modality_of, shown, walk
+from medq_ray.pool.sources._files import chosen, shown, walk
 
 TERMS = Terms("not stated", share=False, train=True, note="the files' owner decides; ask before anything leaves")
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
