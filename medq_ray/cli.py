@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -83,8 +85,15 @@ def start(chosen: config.Config, run_dir: Path) -> None:
 
     click.echo(f"medq_ray {__version__}: recipe {chosen.recipe}, seed {chosen.seed}, run directory {run_dir}")
     click.echo(f"the engines' own messages go to {run_dir / loop.LOG}")
-    try:
+    with resumable():
         loop.run(chosen, run_dir, after=show)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    try:
+        yield
     except KeyboardInterrupt as error:
         stopped = UserError("stopped; the same command goes on where this one was")
         stopped.exit_code = 130  # as shells have it for Ctrl-C
@@ -106,11 +115,11 @@ def synth(out: Path, images: int, seed: int, size: int, base: Path | None, as_js
     from medq_ray.console import progress
     from medq_ray.synthetic.world import write_world
 
-    with progress(images, "synth") as bar:
-        summary = write_world(out, images, seed, size=size, base=base, progress=bar.update)
     if as_json:
-        click.echo(json.dumps(summary, indent=1))
+        click.echo(json.dumps(write_world(out, images, seed, size=size, base=base), indent=1))
     else:
+        with progress(images, "synth") as bar:
+            summary = write_world(out, images, seed, size=size, base=base, progress=bar.update)
         for key, value in summary.items():
             click.echo(f"{key}: {value}")
 
@@ -152,7 +161,7 @@ def ingest(source: str, root: Path, pool_root: Path, as_json: bool, **chosen) ->
     encoder_folder(chosen["encoder"])
     work = phase.Work(chosen["workers"], chosen["gpus"], Limits(chosen["memory_mb"], chosen["seconds"]), chosen["retry"])
     made = phase.create_pool(pool_root, chosen["encoder"], chosen["side"])
-    with quiet(made.private / phase.LOG):
+    with resumable(), quiet(made.private / phase.LOG, people=2 if as_json else 1):
         counts = phase.ingest(
             source, root, pool_root, split=chosen["split"], side=chosen["side"], work=work,
             options=Options(chosen["modality"] or "", chosen["slices"], chosen["plane"]),
@@ -177,10 +186,14 @@ def verify_pool(ctx: click.Context, pool_root: Path, phash_radius: int, embeddin
 
     Example:  medq pool verify p
     """
+    from medq_ray.console import quiet
+    from medq_ray.pool.ingest import LOG
     from medq_ray.pool.splits import Thresholds, describe, verify
     from medq_ray.pool.store import open_pool
 
-    proof = verify(open_pool(pool_root), Thresholds(phash_radius=phash_radius, embedding=embedding))
+    found = open_pool(pool_root)
+    with quiet(found.private / LOG, people=2 if as_json else 1):
+        proof = verify(found, Thresholds(phash_radius=phash_radius, embedding=embedding))
     click.echo(json.dumps(proof, indent=1) if as_json else describe(proof, pool_root))
     ctx.exit(0 if proof["passed"] else 1)
 

@@ -42,14 +42,15 @@ def progress(total: int, label: str, unit: str = "img") -> tqdm:
 
 
 @contextmanager
-def quiet(log: Path) -> Iterator[None]:
-    """Send standard output and error of this process and its children to `log`; `say` still reaches the terminal."""
+def quiet(log: Path, people: int = 1) -> Iterator[None]:
+    """Send standard output and error of this process and its children to `log`; `say` still reaches people, by standard
+    output, or by standard error (`people` 2) where that is for programs."""
     global _terminal
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    _terminal = os.fdopen(os.dup(1), "w")
+    _terminal = os.fdopen(os.dup(people), "w")
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from click.testing import CliRunner
 from fake_pool import fake_pool, looked
 
+from medq_ray import cli
 from medq_ray.artifacts import read_table
 from medq_ray.pool.splits import CHECKS, describe, read_proof, verify
 
@@ -128,3 +130,12 @@ def test_vectors_of_one_image_are_found_in_any_shard(tmp_path):
     table = pool.embedded([f"{i:016x}" for i in (3, 1)])
     assert table["image_id"].to_pylist() == [f"{i:016x}" for i in (1, 3)]
     assert np.array(table["embedding"].to_pylist()) == pytest.approx(np.array([looked(i)["embedding"] for i in (1, 3)]), rel=1e-6)
+
+
+def test_the_command_fails_on_a_leak(tmp_path):
+    fine, leaky = fake_pool(tmp_path / "fine", APART), fake_pool(tmp_path / "leaky", [*APART, {"split": "dev", "patient": "p0"}])
+    done = [CliRunner().invoke(cli.main, ["pool", "verify", str(pool.root)]) for pool in (fine, leaky)]
+    assert [result.exit_code for result in done] == [0, 1]
+    assert "passed" in done[0].output and "LEAK      1  patients or clusters in two splits" in done[1].output
+    for_programs = CliRunner().invoke(cli.main, ["pool", "verify", str(leaky.root), "--json"])
+    assert json.loads(for_programs.stdout)["leaks"]["patient"] == 1
