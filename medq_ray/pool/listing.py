@@ -1,6 +1,7 @@
 """The manifest of one source: every image that a root has, whose it is, and which of them nobody has looked at yet."""
 
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -33,22 +34,26 @@ def manifest_path(pool: Pool, source: str, root: Path) -> Path:
 def list_source(pool: Pool, source: str, root: Path, split: str, options: Options, limits: Limits) -> pa.Table:
     """Write the manifest of `root` (schema.LISTED) and return it.
 
-    Files that are as they were at the last ingest are not opened again. Raises ValueError when the root as a whole is
+    Files that are as they were at the last ingest, or before a kill in the middle of listing, are not opened again. Raises ValueError when the root as a whole is
     not what the source's reader expects, or when `split` is 'source' and the release has no splits.
     """
     root = Path(root).resolve()
     path = manifest_path(pool, source, root)
-    before = known_files(path)
+    parts = pool.private / "listing" / path.stem
+    before = known_files([path, *sorted(parts.glob("*.parquet"))])
     lister = Lister(pool, source, split, options, limits)
     tables = []
     with progress(None, f"list {source}", unit="file") as bar, lister:
         for rows in batched_rows(source, root):
             tables.append(lister.take(rows, before))
+            write_table(parts / f"{len(tables):06d}.parquet", tables[-1], LISTED)
             bar.update(len(rows))
     table = pa.concat_tables([LISTED.empty_table(), *tables])
     if table.num_rows == 0:
         raise ValueError(f"{root}: no file that the reader {source!r} could read")
-    return write_table(path, table.sort_by([("uri", "ascending"), ("key", "ascending")]), LISTED)
+    table = write_table(path, table.sort_by([("uri", "ascending"), ("key", "ascending")]), LISTED)
+    shutil.rmtree(parts)
+    return table
 
 
 def batched_rows(source: str, root: Path) -> Iterator[tuple[Row, ...]]:
@@ -58,11 +63,18 @@ def batched_rows(source: str, root: Path) -> Iterator[tuple[Row, ...]]:
         yield rows
 
 
-def known_files(path: Path) -> dict[str, pa.Table]:
-    """`found` -> its rows, of an earlier manifest."""
-    if not path.exists():
-        return {}
-    table = read_table(path).sort_by("found")
+def known_files(paths: list[Path]) -> dict[str, pa.Table]:
+    """`found` -> its rows, of an earlier manifest and of the parts of an unfinished one."""
+    known: dict[str, pa.Table] = {}
+    for path in paths:
+        if path.exists():
+            known |= by_file(read_table(path))
+    return known
+
+
+def by_file(table: pa.Table) -> dict[str, pa.Table]:
+    """`found` -> its rows."""
+    table = table.sort_by([("found", "ascending"), ("uri", "ascending"), ("key", "ascending")])
     runs = pc.run_end_encode(table["found"].combine_chunks())
     ends = runs.run_ends.to_pylist()
     starts = [0, *ends[:-1]]

@@ -61,6 +61,24 @@ def test_a_file_that_is_as_it_was_is_not_opened_again(pool, root, monkeypatch):
     assert second[1]["item"] == items[2] and second[0]["item"] not in items
 
 
+def test_a_killed_listing_goes_on_where_it_was(pool, root, monkeypatch):
+    whole = listed(create_pool(pool.root.parent / "other", "embedded", 256, salt="s"), root, modality="ct")
+    monkeypatch.setattr(listing, "BATCH", 1)
+    opened = []
+
+    def expand(self, source, row, options):
+        opened.append(Path(row.path).name)
+        if row.path.endswith("2.png") and opened.count("2.png") == 1:
+            raise KeyboardInterrupt
+        return [listing.replace(row, modality="ct")]
+
+    monkeypatch.setattr(Sandbox, "expand", expand)
+    with pytest.raises(KeyboardInterrupt):
+        listed(pool, root, modality="ct")
+    assert listed(pool, root, modality="ct") == whole
+    assert opened == ["0.png", "1.png", "2.png", "2.png"] and not list((pool.private / "listing").rglob("*.parquet"))
+
+
 def test_a_split_is_todays_word(pool, root):
     before = listed(pool, root)
     after = listed(pool, root, split="dev")
