@@ -13,6 +13,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -23,14 +24,17 @@ from PIL import Image
 from medq_ray.pool.dedup import duplicate_groups, likeness_groups
 from medq_ray.pool.hashing import phash, quality, thumb
 from medq_ray.pool.sources._files import read_picture, shown
-from medq_ray.schema import DEGRADATIONS, MODALITIES
+from medq_ray.schema import DEGRADATIONS, MODALITIES, THUMB
 from medq_ray.synthetic.world import make_image
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
-SEEDS = {112: 12, 256: 12, 512: 3}
+SEEDS = {112: 20, 256: 20, 512: 5}
 """Side in pixels -> seeds of each modality: a 512-pixel image takes a third of a second."""
 RADIUS, TOLERANCE = 4, 0.1
 """The defaults of `evolve.phash_radius` and `evolve.quality_tolerance`."""
+
+CT_MAR = ("01", "03", "05", "06", "08", "10")
+"""CT-MAR images at hand; 06, 08 and 10 are one slice of one patient."""
 
 Row = dict
 """What `measure` finds."""
@@ -43,35 +47,53 @@ def measure(pixels: np.ndarray) -> Row:
 
 def table(rows: list[Row]) -> pa.Table:
     """Rows as duplicate_groups takes them; the ids are the rows' numbers, of eight digits."""
-    types = {"phash": pa.uint64(), "thumb": pa.binary(256), "sharpness": pa.float32(), "noise": pa.float32()}
+    types = {"phash": pa.uint64(), "thumb": THUMB, "sharpness": pa.float32(), "noise": pa.float32()}
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()}
     return pa.table({"image_id": [f"{i:08d}" for i in range(len(rows))], **columns})
+
+
+def encoded(pixels: np.ndarray, kind: str, **options: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def copies(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """(class, copy) of an image: re-encoded and resized."""
     image = Image.fromarray(pixels)
-    for kind, options in (("PNG", {}), *(("JPEG", {"quality": value}) for value in (75, 85, 95))):
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        label = f"{kind} {options.get('quality', '')}".strip()
-        yield label, np.asarray(Image.open(buffer).convert("RGB"))
+    yield "PNG", encoded(pixels, "PNG")
+    for value in (75, 85, 95):
+        yield f"JPEG {value}", encoded(pixels, "JPEG", quality=value)
     for factor in (0.5, 0.75, 1.5, 2):
         for method in (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS):
             size = (round(image.width * factor), round(image.height * factor))
             yield f"{factor:.0%}", np.asarray(image.resize(size, method))
 
 
-def synthetic(job: tuple[str, int, int]) -> tuple[Row, list[tuple[str, Row]], dict[tuple[str, str], Row]]:
-    """(the clean image, its copies by class, its twins by degradation and severity) of (modality, seed, side)."""
+@dataclass(frozen=True)
+class Scene:
+    """One synthetic anatomy: what was measured of its clean image, of copies and of degraded twins."""
+
+    clean: Row
+    same: list[tuple[str, Row, Row]]
+    """Class, image, copy of it."""
+    twins: dict[tuple[str, str], Row]
+    """By degradation and severity."""
+
+
+def scene(job: tuple[str, int, int]) -> Scene:
+    """Of (modality, seed, side)."""
     modality, seed, side = job
-    clean = make_image(modality, "none", "none", seed, side)[0]
-    twins = {
-        (name, severity): measure(make_image(modality, name, severity, seed, side)[0])
-        for name in DEGRADATIONS[modality]
-        for severity in ("mild", "severe")
-    }
-    return measure(clean), [(label, measure(pixels)) for label, pixels in copies(clean)], twins
+    pixels = make_image(modality, "none", "none", seed, side)[0]
+    clean, twins = measure(pixels), {}
+    same = [(label, clean, measure(copy)) for label, copy in copies(pixels)]
+    for name in DEGRADATIONS[modality]:
+        for severity in ("mild", "severe"):
+            pixels = make_image(modality, name, severity, seed, side)[0]
+            twins[name, severity] = measure(pixels)
+            copy = measure(encoded(pixels, "JPEG", quality=85))
+            same.append(("JPEG 85 of a degraded one", twins[name, severity], copy))
+    return Scene(clean, same, twins)
 
 
 def pictures(root: Path) -> Iterator[np.ndarray]:
@@ -84,7 +106,11 @@ def pictures(root: Path) -> Iterator[np.ndarray]:
         elif path.suffix == ".dcm":
             yield windowed(pydicom.dcmread(path))
         elif path.suffix == ".raw":
-            yield shown(np.fromfile(path, "<f4").reshape(512, 512), -160, 240)
+            yield ct_mar(path)
+
+
+def ct_mar(path: Path) -> np.ndarray:
+    return shown(np.fromfile(path, "<f4").reshape(512, 512), -160, 240)
 
 
 def windowed(dataset) -> np.ndarray:
@@ -126,42 +152,39 @@ def report(title: str, pairs: dict[str, list[tuple[Row, Row]]]) -> None:
         print(f"{label:44s} {len(rows):6d} {alone:11.1%} {rate:8.1%}")
 
 
-def report_likeness(side: int, made: dict[tuple[str, int, int], tuple]) -> None:
+def report_likeness(side: int, scenes: dict[tuple[str, int, int], Scene]) -> None:
     """How complete and how pure groups of likenesses are, over radii: each seed is a patient with one scene."""
-    rows, patients, severities = [], [], []
-    for (modality, seed, _), (clean, _, twins) in made.items():
-        for severity, row in [("clean", clean), *((key[1], row) for key, row in twins.items())]:
+    rows, owners = [], []
+    for patient, made in scenes.items():
+        for severity, row in [("clean", made.clean), *((key[1], row) for key, row in made.twins.items())]:
             rows.append(row)
-            patients.append((modality, seed))
-            severities.append(severity)
-    ids = table(rows)["image_id"].to_pylist()
-    home = {patient: name for name, patient, severity in zip(ids, patients, severities, strict=True) if severity == "clean"}
-    print(f"\n{f'likenesses, {side} px':22s} {'mild joined':>12s} {'severe':>8s} {'impure images':>14s} {'largest':>8s}")
+            owners.append((patient, severity))
+    heads = f"{'mild joined':>12s} {'severe':>8s} {'impure images':>14s} {'largest':>8s}"
+    print(f"\n{f'likenesses, {side} px':22s} {heads}")
     for radius in (4, 6, 8, 10):
-        group = likeness_groups(table(rows), radius)
+        group = list(likeness_groups(table(rows), radius).values())
+        home = {patient: name for name, (patient, severity) in zip(group, owners, strict=True) if severity == "clean"}
         joined, members = defaultdict(list), defaultdict(list)
-        for name, patient, severity in zip(ids, patients, severities, strict=True):
-            joined[severity].append(group[name] == group[home[patient]])
-            members[group[name]].append(patient)
+        for name, (patient, severity) in zip(group, owners, strict=True):
+            joined[severity].append(name == home[patient])
+            members[name].append(patient)
         impure = sum(len(found) for found in members.values() if len(set(found)) > 1) / len(rows)
         largest = max(len(set(found)) for found in members.values())
-        print(
-            f"radius {radius:<15d} {np.mean(joined['mild']):12.1%} {np.mean(joined['severe']):8.1%} {impure:14.1%}"
-            f" {largest:8d} of {len(made)} patients"
-        )
+        rates = f"{np.mean(joined['mild']):12.1%} {np.mean(joined['severe']):8.1%} {impure:14.1%}"
+        print(f"radius {radius:<15d} {rates} {largest:8d} of {len(scenes)} patients")
 
 
-def by_class(side: int, made: dict[tuple[str, int, int], tuple]) -> tuple[dict, dict]:
+def by_class(side: int, scenes: dict[tuple[str, int, int], Scene]) -> tuple[dict, dict]:
     """(pairs that must merge, pairs that must not) of synthetic images of one side, by class."""
     same, apart = defaultdict(list), defaultdict(list)
-    for (modality, _, _), (clean, found, twins) in made.items():
-        for label, row in found:
-            same[f"{side} px, {label}"].append((clean, row))
-        for (name, severity), row in twins.items():
-            apart[f"{side} px, {severity} {modality}/{name}"].append((clean, row))
-    for (one, left), (other, right) in combinations(made.items(), 2):
+    for (modality, _, _), made in scenes.items():
+        for label, image, copy in made.same:
+            same[f"{side} px, {label}"].append((image, copy))
+        for (name, severity), row in made.twins.items():
+            apart[f"{side} px, {severity} {modality}/{name}"].append((made.clean, row))
+    for (one, left), (other, right) in combinations(scenes.items(), 2):
         if one[0] == other[0]:
-            apart[f"{side} px, other patient, {one[0]}"].append((left[0], right[0]))
+            apart[f"{side} px, other patient of {one[0]}"].append((left.clean, right.clean))
     return same, apart
 
 
@@ -176,6 +199,22 @@ def in_brief(apart: dict[str, list]) -> dict[str, list]:
     return dict(sorted(brief.items()))
 
 
+def report_real(root: Path) -> None:
+    same, apart, rows = defaultdict(list), defaultdict(list), []
+    for pixels in pictures(root):
+        rows.append(measure(pixels))
+        for label, copy in copies(pixels):
+            same[f"real, {label}"].append((rows[-1], measure(copy)))
+    for label, here, there in next_slices(root):
+        apart[label].append((measure(here), measure(there)))
+    apart["any two real files"] = list(combinations(rows, 2))
+    report("must merge", same)
+    report("must stay apart", apart)
+    slices = table([measure(ct_mar(root / "ct" / f"xcist_ctmar_{n}_512x512.raw")) for n in CT_MAR])
+    for radius in (4, 6, 8, 10):
+        print(f"CT-MAR {' '.join(CT_MAR)}, likenesses at radius {radius}:", *likeness_groups(slices, radius).values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1000, help="first synthetic seed")
@@ -184,27 +223,15 @@ def main() -> None:
     for side, count in SEEDS.items():
         jobs = [(m, seed, side) for m in MODALITIES for seed in range(options.seed, options.seed + count)]
         with ProcessPoolExecutor() as pool:
-            made = dict(zip(jobs, pool.map(synthetic, jobs), strict=True))
-        same, apart = by_class(side, made)
+            scenes = dict(zip(jobs, pool.map(scene, jobs), strict=True))
+        same, apart = by_class(side, scenes)
         report("must merge", same)
         report("must stay apart", in_brief(apart))
-        report_likeness(side, made)
-    if not options.realdata.is_dir():
+        report_likeness(side, scenes)
+    if options.realdata.is_dir():
+        report_real(options.realdata)
+    else:
         print(f"\nno real files: {options.realdata} is not there")
-        return
-    same, apart, clean = defaultdict(list), defaultdict(list), []
-    for pixels in pictures(options.realdata):
-        clean.append(measure(pixels))
-        for label, copy in copies(pixels):
-            same[f"real, {label}"].append((clean[-1], measure(copy)))
-    for label, here, there in next_slices(options.realdata):
-        apart[label].append((measure(here), measure(there)))
-    apart["any two real files"] = list(combinations(clean, 2))
-    report("must merge", same)
-    report("must stay apart", apart)
-    metal = [measure(shown(np.fromfile(options.realdata / "ct" / f"xcist_ctmar_{n}_512x512.raw", "<f4").reshape(512, 512), -160, 240)) for n in ("01", "03", "05", "06", "08", "10")]
-    for radius in (4, 6, 8, 10):
-        print(f"CT-MAR 01 03 05 06 08 10, likenesses at radius {radius}:", *likeness_groups(table(metal), radius).values())
 
 
 if __name__ == "__main__":

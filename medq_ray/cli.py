@@ -155,10 +155,10 @@ def ingest(source: str, root: Path, pool_root: Path, as_json: bool, **chosen) ->
     from medq_ray.model.encoder import encoder_folder
     from medq_ray.pool import ingest as phase
     from medq_ray.pool.decode import Limits
-    from medq_ray.pool.sources import Options, reader
+    from medq_ray.pool.sources import Options
 
-    reader(source)  # an unknown name is told before anything is made
-    encoder_folder(chosen["encoder"])
+    encoder_folder(chosen["encoder"])  # what is wrong is told before anything is made
+    phase.check_root(source, root)
     work = phase.Work(chosen["workers"], chosen["gpus"], Limits(chosen["memory_mb"], chosen["seconds"]), chosen["retry"])
     made = phase.create_pool(pool_root, chosen["encoder"], chosen["side"])
     with resumable(), quiet(made.private / phase.LOG, people=2 if as_json else 1):
@@ -196,6 +196,20 @@ def verify_pool(ctx: click.Context, pool_root: Path, phash_radius: int, embeddin
         proof = verify(found, Thresholds(phash_radius=phash_radius, embedding=embedding))
     click.echo(json.dumps(proof, indent=1) if as_json else describe(proof, pool_root))
     ctx.exit(0 if proof["passed"] else 1)
+
+
+@pool.command("forget")
+@click.argument("pool_root", metavar="POOL", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("root", type=click.Path(path_type=Path))
+def forget_root(pool_root: Path, root: Path) -> None:
+    """Take everything that was ingested from ROOT out of the pool: hashes, thumbnails and embeddings too.
+
+    Example:  medq pool forget p /data/ct
+    """
+    from medq_ray.pool.ingest import forget
+    from medq_ray.pool.store import open_pool
+
+    click.echo(f"{forget(open_pool(pool_root), root):,} images of {root} are forgotten")
 
 
 @pool.command("quarantine")

@@ -33,8 +33,8 @@ pydicom.config.logger.propagate = False  # what it warns of, it also logs, value
 
 Source = str | Path | BinaryIO
 
-CT_WINDOW = (40.0, 400.0)
-"""Centre and width in HU where a CT file gives none: the usual soft-tissue window."""
+CT_WINDOW = (-160.0, 240.0)
+"""Black and white in HU where a CT file gives none: the usual soft-tissue window, centre 40 and width 400."""
 PERCENTILES = (0.5, 99.5)
 """Black and white of other grey frames that give none. Our choice: a few bright vessels do not darken the rest."""
 MAX_FRAMES = 1_000_000
@@ -77,7 +77,8 @@ class Header:
     modality: str
     """The standard's code: MR, CT, ES ...; '' if it is missing."""
     patient: str
-    """PatientID, after its issuer and a tab where there is one; '' if it is missing."""
+    """PatientID; '' if it is missing. Without its issuer, which some files of a patient name and others do not: two
+    hospitals' patient 7 as one fails loudly when the splits are proven, one patient as two is never seen."""
     study: str
     """StudyInstanceUID; '' if it is missing."""
     frames: int
@@ -128,11 +129,10 @@ def read_header(source: Source) -> Header:
     """The facts of a file, its pixels unread. Raises Refused for anything that is no DICOM file."""
     with _refusing("a DICOM file"):
         dataset = _dataset(source)
-        patient, issuer = _text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")
         burned = _text(dataset, "BurnedInAnnotation").lower()
         return Header(
             modality=_text(dataset, "Modality").upper(),
-            patient=f"{issuer}\t{patient}" if issuer and patient else patient,
+            patient=_text(dataset, "PatientID"),
             study=_text(dataset, "StudyInstanceUID"),
             frames=_frames(dataset),
             channels=int(dataset.get("SamplesPerPixel") or 1),
@@ -144,7 +144,8 @@ def read_frame(source: Source, index: int, modality: str) -> np.ndarray:
     """uint8 (H, W, 3) of one frame, as a viewer shows it at first; the other frames are not decoded.
 
     Grey values go through the rescaling, then the lookup table or first window of the file; without either, CT gets
-    CT_WINDOW and others the frame's PERCENTILES. modality: one of schema.MODALITIES, which decides about that only.
+    CT_WINDOW and others the frame's PERCENTILES. Grey padding around the image does not count and is black.
+    modality: one of schema.MODALITIES, which decides between the two defaults only.
     Raises Refused for what cannot be decoded.
     """
     with _refusing("a DICOM image that can be decoded"):
@@ -180,12 +181,26 @@ def _display(values: np.ndarray, dataset: pydicom.Dataset, modality: str) -> np.
         return (values if bits == 8 else values * (255 / (2**bits - 1)) + 0.5).astype(np.uint8)
     if kind not in ("MONOCHROME1", "MONOCHROME2") or values.ndim != 2:
         raise Refused(f"expected grey, a palette or {', '.join(COLOURS)}, found another photometric interpretation")
-    grey = (_shown(apply_modality_lut(values, dataset), dataset, modality) + 0.5).astype(np.uint8)
-    return np.repeat((255 - grey if kind == "MONOCHROME1" else grey)[..., None], 3, axis=2)
+    padding = _padding(values, dataset)
+    grey = (_shown(apply_modality_lut(values, dataset), padding, dataset, modality) + 0.5).astype(np.uint8)
+    grey = 255 - grey if kind == "MONOCHROME1" else grey
+    grey[padding] = 0
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _shown(values: np.ndarray, dataset: pydicom.Dataset, modality: str) -> np.ndarray:
-    """Grey values in their own units -> 0 to 255 by lookup table, window or default."""
+def _padding(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """bool (H, W): stored values that fill the frame outside of the image (PS3.3, C.7.5.1.1.2)."""
+    value, limit = (dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value is None:
+        return np.zeros(values.shape, bool)
+    ends = [int(np.ravel(end)[0]) % 2**16 for end in (value, limit) if end is not None]
+    if values.dtype.kind == "i":  # some files write the 16 bits of -2000 as 63536
+        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
+    return (values >= min(ends)) & (values <= max(ends))
+
+
+def _shown(values: np.ndarray, padding: np.ndarray, dataset: pydicom.Dataset, modality: str) -> np.ndarray:
+    """Grey values in their own units -> 0 to 255 by lookup table, window or default; padding: bool, not looked at."""
     if dataset.get("VOILUTSequence"):
         depth = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         return apply_voi(values, dataset) * (255 / (2**depth - 1))
@@ -196,7 +211,8 @@ def _shown(values: np.ndarray, dataset: pydicom.Dataset, modality: str) -> np.nd
         window.WindowCenter, window.WindowWidth = (float(value[0]) for value in given)
         window.VOILUTFunction = _text(dataset, "VOILUTFunction") or "LINEAR"
     else:
-        low, high = np.percentile(values, PERCENTILES)
-        centre, width = CT_WINDOW if modality == "ct" else ((low + high) / 2, max(high - low, 1e-6))
-        window.WindowCenter, window.WindowWidth, window.VOILUTFunction = float(centre), float(width), "LINEAR_EXACT"
+        image = values if padding.all() else values[~padding]
+        low, high = CT_WINDOW if modality == "ct" else np.percentile(image, PERCENTILES)
+        window.WindowCenter, window.WindowWidth = float((low + high) / 2), float(max(high - low, 1e-6))
+        window.VOILUTFunction = "LINEAR_EXACT"
     return apply_windowing(values, window)

@@ -33,7 +33,7 @@ from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
 from medq_ray.model.encoder import encoder_folder
-from medq_ray.pool.prepare import check_pool, pool_identity, pool_of, prepare, with_pictures
+from medq_ray.pool.prepare import check_pool, check_use, pool_identity, pool_of, prepare, reviewable, with_pictures
 from medq_ray.review import review
 from medq_ray.serving import ray_session
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
@@ -148,6 +148,7 @@ class Loop:
             },
         )
         self.pool = pool_of(config, own)
+        check_use(self.pool, config)
         self.images = self.pooled.table("images")
         self.held_out = self.images.filter(pc.not_equal(self.images["split"], "pool"))["image_id"].to_pylist()
 
@@ -267,7 +268,7 @@ class Loop:
                 iteration=t,
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
-                pool=self.images,
+                pool=reviewable(self.images, self.world),
                 search=self.pool.search,
                 fetch=self.pool.fetch,
                 taken=taken,

@@ -69,6 +69,7 @@ LISTED = pa.schema(
         ("key", pa.string()),  # which image in it
         ("source", pa.string()),
         ("modality", pa.string()),
+        ("release", pa.string()),  # the split that the release puts it into, or ''
         ("split", pa.string()),
         ("patient", pa.string()),  # salted hash; '' where the source does not say
         ("session", pa.string()),  # salted hash

@@ -37,7 +37,7 @@ def test_every_command_has_help_with_an_example(command):
         (["synth", "{tmp}", "--images", "60"], "not empty and no world of ours"),
         (["report", "{tmp}"], "no summary.json yet"),
         (["ingest", "x-rays", "{tmp}", "--pool", "{tmp}/p"], "unknown source 'x-rays'; there are: ct-mar, dicom"),
-        (["ingest", "images", "{tmp}", "--pool", "{tmp}"], "not empty and no pool"),
+        (["pool", "forget", "{tmp}", "{tmp}"], "no pool"),
         (["ingest", "images", "{tmp}", "--pool", "{tmp}/p", "--encoder", "clip"], "encoder.name='clip'"),
         (["ingest", "nifti", "{tmp}", "--pool", "{tmp}/p"], "no file that the reader 'nifti' could read"),
         (["ingest", "eyeq", "{tmp}", "--pool", "{tmp}/p"], "Label_EyeQ"),

@@ -57,10 +57,10 @@ def grey(source, index: int = 0, modality: str = "ct") -> list[int]:
 def test_header_facts():
     source = dicom_file(np.zeros((3, 4, 5), np.int16), IssuerOfPatientID="Hospital", BurnedInAnnotation="NO")
     header = read_header(source)
-    assert (header.modality, header.patient, header.study, header.frames) == ("CT", "Hospital\tid7", "1.2.3", 3)
+    assert (header.modality, header.patient, header.study, header.frames) == ("CT", "id7", "1.2.3", 3)
     assert header.channels == 1 and header.burned_in == "no"
     plain = read_header(dicom_file(row(0, 1)))
-    assert (plain.patient, plain.frames, plain.burned_in) == ("id7", 1, "")
+    assert (plain.patient, plain.frames, plain.burned_in) == ("id7", 1, "")  # one patient, with or without an issuer
     assert read_header(dicom_file(row(0, 1), PatientID="", IssuerOfPatientID="Hospital")).patient == ""
 
 
@@ -77,6 +77,34 @@ def test_other_grey_without_a_window_is_shown_by_percentiles():
     assert np.abs(pixels - expected).max() <= 0.51
     constant = read_frame(dicom_file(np.full((4, 4), 7, np.int16), Modality="MR"), 0, "mri")
     assert constant.min() == constant.max()
+
+
+@pytest.mark.parametrize(
+    "filling, tags",
+    [
+        (-32768, {"PixelPaddingValue": -32768}),
+        (-2000, {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990}),
+        (-1995, {"PixelPaddingValue": -1990, "PixelPaddingRangeLimit": -2000}),
+    ],
+)
+def test_padding_does_not_count_for_the_percentiles_and_is_black(filling, tags):
+    image = np.arange(1000, 2000, dtype=np.int16).reshape(25, 40)
+    framed = np.vstack([np.full((20, 40), filling, np.int16), image])
+    for kind in ("MONOCHROME2", "MONOCHROME1"):
+        shown = {"Modality": "MR", "PhotometricInterpretation": kind}
+        pixels = read_frame(dicom_file(framed, **shown, **tags), 0, "mri")
+        assert (pixels[:20] == 0).all()
+        assert np.array_equal(pixels[20:], read_frame(dicom_file(image, **shown), 0, "mri"))
+    everything = read_frame(dicom_file(np.full((4, 4), filling, np.int16), Modality="MR", **tags), 0, "mri")
+    assert (everything == 0).all()
+
+
+def test_padding_of_signed_pixels_that_is_written_without_a_sign():
+    source = dicom_file(row(-2000, 40), Modality="MR", PixelPaddingValue=-2000)
+    data = source.getvalue().replace(b"\x28\x00\x20\x01SS", b"\x28\x00\x20\x01US")
+    assert data != source.getvalue() and grey(io.BytesIO(data), modality="mri")[0] == 0
+    window = {"WindowCenter": 0, "WindowWidth": 100}
+    assert grey(dicom_file(row(7, 7, 40), PixelPaddingValue=7, PixelPaddingRangeLimit=None, **window))[:2] == [0, 0]
 
 
 def test_the_first_window_of_a_file_and_its_function():

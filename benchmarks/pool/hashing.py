@@ -50,11 +50,19 @@ def by_imagehash(path: Path) -> int:
     return int(str(imagehash.phash(Image.open(path))), 16)
 
 
+def grey_draft(path: Path) -> int:
+    """What decoding the luminance alone would give; `read_picture` decodes colours."""
+    with Image.open(path) as image:
+        image.draft("L", (DRAFTS[0], DRAFTS[0]))
+        return phash(np.asarray(image))
+
+
 def measure(quick: bool) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_pictures(Path(folder), 2 if quick else 12)
         works = {"imagehash": by_imagehash, "whole": lambda path: phash(read_picture(path))}
         works |= {f"draft {side}": lambda path, side=side: phash(read_picture(path, side)) for side in DRAFTS}
+        works[f"draft {DRAFTS[0]}, grey"] = grey_draft
         rate = rates(paths, works)
         hashes = {name: np.array([work(path) for path in paths], np.uint64) for name, work in works.items()}
         pixels = read_picture(paths[0])

@@ -69,5 +69,6 @@ def measure(quick: bool) -> list[dict]:
     small = rows[0]["ours"]
     seconds, pairs, _ = join(random_hashes(10 * count, rng))
     note = f"{pairs:,} pairs; growth over {count:,}; peak memory {peak_gb():.2f} GB"
-    rows.append(row(f"join of {10 * count:,} random hashes, radius {RADIUS}", seconds, small, seconds / small, "s", note))
+    name = f"join of {10 * count:,} random hashes, radius {RADIUS}"
+    rows.append(row(name, seconds, small, seconds / small, "s", note))
     return rows

@@ -43,7 +43,7 @@ def draw(root: Path, rows: int, seed: int = 0) -> None:
     person[rng.random(rows) < 0.2] = ""
     columns = {
         "item": hexes(items), "found": hexes(items), "uri": [f"/nowhere/{i}.png" for i in range(rows)], "key": [""] * rows,
-        "source": ["s"] * rows, "modality": ["ct"] * rows, "split": split, "patient": person, "session": [""] * rows,
+        "source": ["s"] * rows, "modality": ["ct"] * rows, "release": [""] * rows, "split": split, "patient": person, "session": [""] * rows,
         "licence": ["CC0"] * rows, "share": [True] * rows, "train": [True] * rows, "labels": ["{}"] * rows,
         "problem": [""] * rows,
     }  # fmt: skip

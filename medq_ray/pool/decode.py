@@ -2,27 +2,38 @@
 
 import fcntl
 import json
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from medq_ray.images import MAX_PIXELS, Refused
-from medq_ray.pool.jail import FRAME
+from medq_ray.images import MAX_PIXELS, Refused, pixel_digest
+from medq_ray.pool.hashing import THUMB_SIDE
+from medq_ray.pool.jail import FRAME, LONGEST_REASON
 from medq_ray.pool.sources import Options, Row
 
 KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 """Environment of the child: no API key is among these."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-MAX_TEXT = 256 << 20
-"""Longest list of rows believed, in bytes: a million slices of one file."""
+MAX_TEXT = 16 << 20
+"""Longest list of rows believed, in bytes: about 50,000 slices of one file."""
+MAX_WORD = 4096
+"""Longest text of a row believed, in characters: Linux's longest path."""
+STEPS = ("decode", "memory", "crash", "timeout", "label", "modality", "missing")
+"""What a problem may begin with."""
+NONSENSE = "crash: its decoder gave no answer that makes sense"
+BLANK = asdict(Row(""))
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
+DYING_SECONDS = 5
+"""From the end of a child's answers to its own; killing 2 GB takes a second."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,77 @@ class Broken(Exception):
     """The child is gone or had to be killed."""
 
 
+def believed_problem(problem: object) -> str:
+    """'step: text', printable and not long. Raises Broken for anything else."""
+    if not isinstance(problem, str) or len(problem) > LONGEST_REASON or not problem.isprintable():
+        raise Broken(NONSENSE)
+    step, colon, text = problem.partition(": ")
+    if step not in STEPS or not colon or not text:
+        raise Broken(NONSENSE)
+    return problem
+
+
+def believed_look(facts: dict, raw: bytes, side: int) -> Look:
+    """An image with its facts, its id found anew. Raises Broken where they do not fit each other or their types."""
+    match facts:
+        case {"image_id": str(name), "shape": [int(height), int(width), 3], "phash": int(bits), "thumb": str(small),
+              "sharpness": float(sharpness), "noise": float(noise), **rest} if not rest:  # fmt: skip
+            pass
+        case _:
+            raise Broken(NONSENSE)
+    try:
+        thumb = bytes.fromhex(small)
+    except ValueError as error:
+        raise Broken(NONSENSE) from error
+    sizes = 1 <= height <= side and 1 <= width <= side and height * width * 3 == len(raw) and len(thumb) == THUMB_SIDE**2
+    numbers = type(bits) is int and 0 <= bits < 1 << 64 and all(
+        math.isfinite(value) and 0 <= value < 1e6 for value in (sharpness, noise)
+    )
+    if not (sizes and numbers):
+        raise Broken(NONSENSE)
+    pixels = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+    if name != pixel_digest(pixels):
+        raise Broken(NONSENSE)
+    return Look(pixels, name, bits, sharpness, noise, thumb)
+
+
+def believed_rows(facts: dict, raw: bytes, asked: Row) -> list[Row]:
+    """The images of one file. Raises Broken for rows that are none, and for those of other files."""
+    match facts:
+        case {"rows": list(rows), **rest} if not rest and not raw:
+            return [believed_row(found, asked) for found in rows]
+    raise Broken(NONSENSE)
+
+
+def believed_row(found: object, asked: Row) -> Row:
+    """One row, as private as its file and of the same split. Raises Broken."""
+    if not isinstance(found, dict) or found.keys() != BLANK.keys():
+        raise Broken(NONSENSE)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    if any(type(value) is not type(BLANK[name]) for name, value in values.items()):
+        raise Broken(NONSENSE)
+    row = Row(**values)
+    words = [value for name, value in values.items() if isinstance(value, str) and name != "path"]
+    words += [word for value in values.values() if isinstance(value, tuple) for word in value]
+    words += [word for label in row.labels.items() for word in label]
+    below = row.path.startswith(f"{asked.path}/") and ".." not in row.path.split("/")
+    if (
+        not all(sayable(word) for word in words)
+        or not (row.path == asked.path or below and sayable(row.path))
+        or row.split != (asked.split or row.split)
+        or asked.private > row.private
+    ):
+        raise Broken(NONSENSE)
+    if row.problem:
+        believed_problem(row.problem)
+    return row
+
+
+def sayable(word: object) -> bool:
+    """Whether it is a text that a table can hold: no halves of surrogate pairs."""
+    return isinstance(word, str) and len(word) <= MAX_WORD and not any("\ud800" <= letter <= "\udfff" for letter in word)
+
+
 class Sandbox:
     """One warm child. Start-up is about a second, a call about as much as the decoding and copying of its pixels.
 
@@ -65,14 +147,13 @@ class Sandbox:
 
     def expand(self, source: str, row: Row, options: Options) -> list[Row]:
         """`sources.rows_of` in the child. Raises Refused."""
-        facts, _ = self._ask({"do": "expand", "source": source, "row": asdict(row), "options": asdict(options)})
-        return [Row(**found) for found in facts["rows"]]
+        request = {"do": "expand", "source": source, "row": asdict(row), "options": asdict(options)}
+        return self._ask(request, lambda facts, raw: believed_rows(facts, raw, row))
 
     def decode(self, source: str, row: Row, side: int) -> Look:
         """The image of a row, at most `side` long. Raises Refused."""
-        facts, raw = self._ask({"do": "look", "source": source, "row": asdict(row), "side": side})
-        pixels = np.frombuffer(raw, np.uint8).reshape(facts.pop("shape"))
-        return Look(pixels, thumb=bytes.fromhex(facts.pop("thumb")), **facts)
+        request = {"do": "look", "source": source, "row": asdict(row), "side": side}
+        return self._ask(request, lambda facts, raw: believed_look(facts, raw, side))
 
     def close(self) -> None:
         """End the child."""
@@ -89,17 +170,17 @@ class Sandbox:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def _ask(self, request: dict) -> tuple[dict, bytes]:
+    def _ask(self, request: dict, believed: Callable) -> Look | list[Row]:
         for _ in range(2):
             try:
                 facts, raw = self._exchange(request)
+                if "problem" not in facts:
+                    return believed(facts, raw)
+                problem = believed_problem(facts["problem"])
             except Broken as error:
                 self.close()
                 problem = str(error)
             else:
-                problem = facts.get("problem", "")
-                if not problem:
-                    return facts, raw
                 if not problem.startswith("memory"):
                     break
                 self.close()  # its heap may be full of pieces
@@ -111,14 +192,21 @@ class Sandbox:
         text = json.dumps(request).encode()
         deadline = time.monotonic() + self.limits.seconds
         try:
-            self.child.stdin.write(FRAME.pack(len(text), 0) + text)
-            self.child.stdin.flush()
+            sent = self.child.stdin.write(FRAME.pack(len(text), 0) + text)
         except BrokenPipeError as error:
             raise Broken(self._death()) from error
+        if sent != FRAME.size + len(text):  # it answers without reading: the pipe is full
+            raise Broken(NONSENSE)
         words, pixels = FRAME.unpack(self._read(FRAME.size, deadline))
         if words > MAX_TEXT or pixels > 3 * MAX_PIXELS:
             raise Broken("crash: its decoder promised an answer of an absurd size")
-        return json.loads(self._read(words, deadline)), bytes(self._read(pixels, deadline))
+        try:
+            facts = json.loads(self._read(words, deadline).decode())
+        except (ValueError, RecursionError) as error:
+            raise Broken(NONSENSE) from error
+        if not isinstance(facts, dict):
+            raise Broken(NONSENSE)
+        return facts, bytes(self._read(pixels, deadline))
 
     def _start(self) -> None:
         environment = {name: os.environ[name] for name in KEPT if name in os.environ} | ONE_THREAD
@@ -129,8 +217,11 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment | {"PYTHONPATH": paths},
+            bufsize=0,
             start_new_session=True,  # Ctrl-C is for the parent, which then ends the child
         )
+        os.set_blocking(self.child.stdin.fileno(), False)
+        fcntl.fcntl(self.child.stdin, F_SETPIPE_SZ, PIPE_BYTES)  # any request in one piece
         fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, PIPE_BYTES)  # a 512-px image in one piece
 
     def _read(self, count: int, deadline: float) -> bytearray:
@@ -148,6 +239,9 @@ class Sandbox:
         return data
 
     def _death(self) -> str:
-        code = self.child.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"crash: its decoder died ({how})"
+        try:
+            code = self.child.wait(DYING_SECONDS)
+        except subprocess.TimeoutExpired:  # it closed its end, but lives
+            return NONSENSE
+        names = {number.value: f"({number.name})" for number in signal.Signals}
+        return f"crash: its decoder died {names.get(-code, f'(exit code {code})')}"

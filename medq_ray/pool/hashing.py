@@ -9,15 +9,17 @@ noise see the twin (`pool.dedup`).
 import numpy as np
 
 THUMB_SIDE = 16
-QUALITY_SIDE = 128
-"""Longer side at which quality is measured; smaller images are measured as they are. At 256 JPEG artifacts of quality
-75 move the sharpness of half of all 256-pixel images by more than 10 %, at 128 of none (`benchmarks.duplicates`)."""
+SHARPNESS_SIDE, NOISE_SIDE = 192, 128
+"""Longer sides at which quality is measured; smaller images are measured as they are. At 256, a JPEG of quality 75 or
+85 moves the sharpness of most 256-pixel images by more than 10 % and their noise by half; at 192 and 128 nearly all
+stay within the limits. At 160 sharpness misses some severely blurred twins of 512 pixels (`benchmarks.duplicates`)."""
 
 
 def phash(pixels: np.ndarray) -> int:
     """DCT perceptual hash of 64 bits (imagehash.phash; Zauner 2010, the paper's [27]).
 
-    pixels: uint8 (H, W, 3). Returns an int below 2**64, most significant bit first in row order.
+    pixels: uint8 (H, W, 3), or (H, W) of grey. Returns an int below 2**64, most significant bit first in row order.
+    Bit for bit that of imagehash, whose time is Pillow's: a DCT of our own saves 15 of 1,170 us at 512 pixels.
     """
     import imagehash
     from PIL import Image
@@ -39,24 +41,14 @@ def thumb(pixels: np.ndarray) -> bytes:
 
 
 def quality(pixels: np.ndarray) -> tuple[float, float]:
-    """(sharpness, noise) in grey levels of the luminance, of the image reduced to QUALITY_SIDE. Our choice of measures.
+    """(sharpness, noise) in grey levels of the luminance, at SHARPNESS_SIDE and NOISE_SIDE. Our choice of measures.
 
     Sharpness is the standard deviation of the 4-neighbour Laplacian. Noise is Immerkaer's high-pass (1, -2, 1) x
     (1, -2, 1), whose response to white noise of deviation s has deviation 6 s, estimated robustly by the median
     absolute deviation over responses that are not zero: flat background, half of many scans, says nothing.
-    pixels: uint8 (H, W, 3). Images with a side below 3 pixels give (0, 0).
+    pixels: uint8 (H, W, 3). Images with a side below 3 pixels, also once reduced, give 0.
     """
-    pixels = reduced(pixels, QUALITY_SIDE)
-    if min(pixels.shape[:2]) < 3:
-        return 0.0, 0.0
-    # Integer luminance in 1/1000 grey level, so that flat regions answer with exactly zero.
-    light = pixels.astype(np.int32) @ np.array([299, 587, 114], np.int32)
-    laplacian = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:] - 4 * light[1:-1, 1:-1]
-    rows = light[:-2] - 2 * light[1:-1] + light[2:]
-    response = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:])
-    response = response[response > 0]
-    noise = float(np.median(response)) / 0.6745 / 6 / 1000 if response.size else 0.0
-    return float(laplacian.std()) / 1000, noise
+    return sharpness(luminance(reduced(pixels, SHARPNESS_SIDE))), noise(luminance(reduced(pixels, NOISE_SIDE)))
 
 
 def reduced(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -69,3 +61,26 @@ def reduced(pixels: np.ndarray, side: int) -> np.ndarray:
         return pixels
     size = (max(1, round(width * side / longer)), max(1, round(height * side / longer)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.HAMMING))
+
+
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """int32 (H, W) in 1/1000 grey level, so that flat regions answer a filter with exactly zero."""
+    return pixels.astype(np.int32) @ np.array([299, 587, 114], np.int32)
+
+
+def sharpness(light: np.ndarray) -> float:
+    """Of a `luminance`."""
+    if min(light.shape) < 3:
+        return 0.0
+    laplacian = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:] - 4 * light[1:-1, 1:-1]
+    return float(laplacian.std()) / 1000
+
+
+def noise(light: np.ndarray) -> float:
+    """Of a `luminance`."""
+    if min(light.shape) < 3:
+        return 0.0
+    rows = light[:-2] - 2 * light[1:-1] + light[2:]
+    response = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:])
+    response = response[response > 0]
+    return float(np.median(response)) / 0.6745 / 6 / 1000 if response.size else 0.0

@@ -10,12 +10,9 @@ What a shard holds depends on the order of paths and on what is not done yet, ne
 ingest that is started again ends with the same pool, byte for byte in every row.
 """
 
-import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +27,9 @@ from medq_ray.console import progress, say
 from medq_ray.images import Refused
 from medq_ray.pool.decode import Limits, Look, Sandbox
 from medq_ray.pool.listing import list_source, passed_over
-from medq_ray.pool.sources import Options, Row
-from medq_ray.pool.store import Pool, create_pool, open_pool, write_quarantine
+from medq_ray.pool.search import read_shard
+from medq_ray.pool.sources import Options, Row, reader
+from medq_ray.pool.store import Pool, claimed, create_pool, open_pool, write_quarantine
 from medq_ray.schema import DROP, SPLITS, looked_schema
 from medq_ray.serving import ray_session
 
@@ -46,7 +44,7 @@ class Work:
     """How an ingest is done; decides nothing about its result."""
 
     workers: int = 0
-    """Actors; 0 is one a core, but none for fewer than four chunks' worth of batches."""
+    """Actors; 0 is one a core, but none for fewer than four batches."""
     gpus: float = 0.0
     """Share of a GPU that each actor gets."""
     limits: Limits = Limits()
@@ -78,12 +76,17 @@ class Looker:
         records, vectors = [], [np.zeros((0, self.encoder.dim), np.float32)]
         for start in range(0, len(rows), self.batch):
             looks = [self.decode(row) for row in rows[start : start + self.batch]]
-            vectors.append(self.encoder.images([look.pixels for look in looks if isinstance(look, Look)]))
+            vectors.append(self.embed([look.pixels for look in looks if isinstance(look, Look)]))
             records += [facts(look) for look in looks]
         table = shard(rows, records, np.concatenate(vectors))
         write_shard(self.pool.root / "shards" / f"{digest_of([row['item'] for row in rows])}.parquet", table)
         problems = sum(bool(record["problem"]) for record in records)
         return len(rows) - problems, problems
+
+    def embed(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """float32 (n, d). The encoder always sees a full batch: in a small one the last bits of a vector differ."""
+        blank = [np.zeros((8, 8, 3), np.uint8)] * (self.batch - len(pixels))
+        return self.encoder.images([*pixels, *blank])[: len(pixels)]
 
     def decode(self, row: dict) -> Look | str:
         """What the sandbox saw, or the problem with it."""
@@ -122,17 +125,6 @@ def write_shard(path: Path, table: pa.Table) -> None:
     packed = [name for name in table.column_names if name != "embedding"]  # unit vectors do not pack, and unpack slowly
     pq.write_table(table, temporary, use_dictionary=packed, compression=dict.fromkeys(packed, "zstd"))
     os.replace(temporary, path)
-
-
-@contextmanager
-def claimed(pool: Pool) -> Iterator[None]:
-    """Hold the pool for this process. Raises ValueError while another one ingests."""
-    with open(pool.private / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{pool.root}: another ingest is at work; wait for it") from error
-        yield
 
 
 def unseen(pool: Pool, listed: pa.Table, retry: bool) -> pa.Table:
@@ -215,16 +207,18 @@ def ingest(
     if split not in (*SPLITS, "source"):
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}, or 'source' for the release's own")
     root = Path(root).resolve()
+    check_root(source, root)
     pool = create_pool(pool_root, encoder.name, side, salt)
-    with claimed(pool):
-        listed = list_source(pool, source, root, split, options, work.limits)
+    with claimed(pool.root):
+        listed = list_source(pool, source, root, split, options, work.limits, work.retry)
         todo = unseen(pool, listed, work.retry)
         if todo.num_rows:
             look_at(pool, todo, encoder, work)
+        prune(pool)
         quarantine = write_quarantine(pool, DROP)
         images = pool.good()
         own = pc.is_in(quarantine["id"], listed["item"].combine_chunks())
-        if root.is_dir() and (others := passed_over(root, listed)):
+        if others := passed_over(root, listed):
             said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
             say(f"  files that the reader {source!r} does not read: {said}")
         if images.num_rows == 0:
@@ -240,6 +234,42 @@ def ingest(
             **counts,
             "digest": pool.digest(),
         }
+
+
+def check_root(source: str, root: Path) -> None:
+    """Raise ValueError, before anything is written, when a source's reader finds nothing at `root`."""
+    if next(iter(reader(source).find(root)), None) is None:
+        raise ValueError(f"{root}: no file that the reader {source!r} could read")
+
+
+def prune(pool: Pool) -> None:
+    """Take out of the shards what no manifest lists any more, and what killed actors left behind."""
+    listed = pool.listed()["item"].combine_chunks()
+    for path in pool.shards():
+        gone = pc.invert(pc.is_in(read_shard(path, ["item"])["item"], listed))
+        if pc.all(gone).as_py():
+            path.unlink()
+        elif pc.any(gone).as_py():
+            write_shard(path, pq.ParquetFile(path).read().filter(pc.invert(gone)))
+    for path in (pool.root / "shards").glob(".*"):
+        path.unlink(missing_ok=True)
+
+
+def forget(pool: Pool, root: Path) -> int:
+    """Take everything that was ingested from `root` out of the pool; how many images were listed there.
+
+    Raises ValueError when nothing was.
+    """
+    with claimed(pool.root):
+        paths = sorted((pool.private / "manifests").glob(f"*-{digest_of(str(Path(root).resolve()))[:8]}.parquet"))
+        if not paths:
+            raise ValueError(f"{pool.root}: nothing was ingested from {root}; give the folder as it was given then")
+        count = sum(pq.read_metadata(path).num_rows for path in paths)
+        for path in paths:
+            path.unlink()
+        prune(pool)
+        write_quarantine(pool, DROP)
+        return count
 
 
 def describe(counts: dict, pool_root: Path) -> str:

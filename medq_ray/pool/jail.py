@@ -2,15 +2,15 @@
 
     python -m medq_ray.pool.jail MEMORY_MB
 
-Started by `pool.decode.Sandbox`. It dies with its parent, cannot allocate more than its limit, cannot make a socket or
-start a program, and knows none of the parent's secrets. Requests come as JSON; answers go as JSON and raw pixels, so
-that nothing that a captured child says is ever executed by the parent.
+Started by `pool.decode.Sandbox`. It dies with its parent and cannot allocate more than its limit, make a socket, start a
+program or process, signal or trace another one, or change a file; where the kernel has Landlock, it cannot look into
+/proc either (`lock_up` tells what is left without). It can read other files of its user, but has no way to send them
+than its answer. Requests come as JSON; answers go as JSON and raw pixels, of which the parent believes nothing.
 """
 
 import ctypes
 import json
 import os
-import platform
 import resource
 import signal
 import struct
@@ -22,16 +22,14 @@ import numpy as np
 from PIL import Image
 
 from medq_ray.images import Refused, pixel_digest
+from medq_ray.pool.confine import forbid_files, forbid_system_calls
 from medq_ray.pool.hashing import phash, quality, thumb
 from medq_ray.pool.sources import Options, Row, reader, rows_of
 
 FRAME = struct.Struct("<II")
 """Before every message: bytes of JSON, bytes of pixels."""
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-FORBIDDEN = {  # machine -> (audit architecture, system calls: socket, execve, execveat, io_uring_setup)
-    "x86_64": (0xC000003E, (41, 59, 322, 425)),
-    "aarch64": (0xC00000B7, (198, 221, 281, 425)),
-}
+PR_SET_PDEATHSIG = 1
+LONGEST_REASON = 300
 READER_ERRORS = (  # what libraries raise on damaged files; anything else ends the child, which the parent survives
     ValueError,
     TypeError,
@@ -50,49 +48,19 @@ READER_ERRORS = (  # what libraries raise on damaged files; anything else ends t
 )
 
 
-class Instruction(ctypes.Structure):
-    """One instruction of the kernel's packet filter (struct sock_filter)."""
+def lock_up(memory_mb: int) -> bool:
+    """Give up, for good, what decoding does not need. Raises OSError where the kernel cannot filter system calls.
 
-    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint32)]
-
-
-class Program(ctypes.Structure):
-    """struct sock_fprog."""
-
-    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction))]
-
-
-def forbid_system_calls() -> bool:
-    """Make the FORBIDDEN calls fail with 'not permitted', for native code too. False where the kernel cannot."""
-    if platform.machine() not in FORBIDDEN:
-        return False
-    architecture, calls = FORBIDDEN[platform.machine()]
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
-    allow, deny = 0x7FFF0000, 0x00050001  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO with EPERM
-    code = [Instruction(load, 0, 0, 4), Instruction(equal, 1, 0, architecture), Instruction(answer, 0, 0, deny)]
-    code += [Instruction(load, 0, 0, 0), Instruction(at_least, len(calls) + 1, 0, 0x40000000)]  # no calls by x32 numbers
-    code += [Instruction(equal, len(calls) - i, 0, call) for i, call in enumerate(calls)]
-    code += [Instruction(answer, 0, 0, allow), Instruction(answer, 0, 0, deny)]
-    program = Program(len(code), (Instruction * len(code))(*code))
-    libc = ctypes.CDLL(None)
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        return False
-    return libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0) == 0
-
-
-def refuse_sockets(event: str, arguments: tuple) -> None:
-    """Audit hook: the same for Python code, where the kernel's filter is missing."""
-    if event in ("socket.__new__", "subprocess.Popen", "os.system", "os.exec"):
-        raise PermissionError(f"{event} in a process that only decodes")
-
-
-def lock_up(memory_mb: int) -> None:
-    """Give up, for good, what decoding does not need."""
+    False where it has no Landlock (Linux before 5.13, or switched off): a captured decoder could then still read every
+    file of its user, the parent's environment and memory under /proc among them, and remove or empty such files.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pixels
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file can grow; pipes can
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    landlocked = forbid_files()
     forbid_system_calls()
-    sys.addaudithook(refuse_sockets)
+    return landlocked
 
 
 def look(source: str, row: Row, side: int) -> tuple[dict, bytes]:
@@ -122,6 +90,11 @@ def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3))
 
 
+def printable(reason: str) -> str:
+    """What the parent takes for a reason: no control characters, not long."""
+    return "".join(letter if letter.isprintable() else " " for letter in reason)[:LONGEST_REASON]
+
+
 def answer(request: dict) -> tuple[dict, bytes]:
     """What to tell the parent about one request."""
     row = Row(**request["row"])
@@ -131,7 +104,7 @@ def answer(request: dict) -> tuple[dict, bytes]:
             return {"rows": [asdict(found) for found in rows]}, b""
         return look(request["source"], row, request["side"])
     except Refused as error:
-        return {"problem": f"decode: {error}"}, b""
+        return {"problem": printable(f"decode: {error}")}, b""
     except MemoryError:
         return {"problem": "memory: needs more than a file may take"}, b""
     except READER_ERRORS as error:  # its message may quote the file: a name, a date

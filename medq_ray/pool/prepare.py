@@ -7,9 +7,10 @@ import pyarrow.compute as pc
 
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config
+from medq_ray.console import say
 from medq_ray.pool.ingest import ingest
 from medq_ray.pool.splits import read_proof, verify
-from medq_ray.pool.store import Pool, open_pool
+from medq_ray.pool.store import Pool, encoder_identity, open_pool
 from medq_ray.pool.terms import check_terms, described
 from medq_ray.schema import POOL_IMAGE
 from medq_ray.synthetic.world import World
@@ -32,17 +33,18 @@ def check_pool(config: Config) -> Pool:
     """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it has
     no passing split proof, or when a source's terms forbid what the run would do."""
     pool = open_pool(Path(config.pool.path))
-    if pool.settings["encoder"] != config.encoder.name:
-        raise ValueError(f"{pool.root} has embeddings of encoder {pool.settings['encoder']!r}; set encoder.name to it")
+    if pool.settings["encoder"] != encoder_identity(config.encoder.name):
+        raise ValueError(f"{pool.root} has embeddings of the encoder {pool.settings['encoder']!r}; set encoder.name to it")
     read_proof(pool)
-    check_use(pool.images(), config)
+    check_use(pool, config)
     return pool
 
 
-def check_use(images: pa.Table, config: Config) -> None:
-    """Raises ValueError when the images' sources forbid what the run would do (`terms.check_terms`)."""
+def check_use(pool: Pool, config: Config) -> None:
+    """Raises ValueError when a source of any image forbids what the run would do (`terms.check_terms`). To be called
+    whenever a run starts: it may have been given another endpoint than before."""
     endpoints = [url for url in (config.oracle.base_url, config.engine.base_url) if url]
-    check_terms(images, endpoints, config.pool.acknowledged)
+    check_terms(pool.good(), endpoints, config.pool.acknowledged)
 
 
 def prepare(folder: Path, *, world: World, config: Config, own: Path) -> dict:
@@ -58,13 +60,14 @@ def prepare(folder: Path, *, world: World, config: Config, own: Path) -> dict:
         pool, quarantined = open_pool(own), made["quarantined"]
         verify(pool)
         read_proof(pool)
+    check_use(pool, config)
     images = pool.images()
-    check_use(images, config)
     asked = world.images.filter(pc.not_equal(world.images["split"], "pool"))
-    absent = pc.invert(pc.is_in(asked["image_id"], images["image_id"].combine_chunks()))
+    there = images["split"].take(pc.index_in(asked["image_id"], value_set=images["image_id"].combine_chunks()))
+    absent = pc.fill_null(pc.not_equal(there, asked["split"]), True)
     if config.pool.path and (missing := pc.sum(absent).as_py()):
         raise ValueError(
-            f"{pool.root} lacks {missing} of the {asked.num_rows} dev and test images of {world.path}; "
+            f"{pool.root} lacks {missing} of the {asked.num_rows} dev and test images of {world.path}, or has them in another split; "
             f"run `medq ingest world {world.path} --pool {pool.root} --split source`, then verify it again"
         )
     images = with_pictures(images, world.images)
@@ -79,3 +82,11 @@ def with_pictures(images: pa.Table, world: pa.Table) -> pa.Table:
     place = pc.index_in(images["image_id"], value_set=world["image_id"].combine_chunks())
     uri = pc.fill_null(world["uri"].take(place), "")
     return images.set_column(images.schema.get_field_index("uri"), "uri", uri)
+
+
+def reviewable(images: pa.Table, world: World) -> pa.Table:
+    """Those images that the simulated expert can judge: the world's own. Says how many others are not selected."""
+    known = images.filter(pc.is_in(images["image_id"], world.images["image_id"].combine_chunks()))
+    if others := images.num_rows - known.num_rows:
+        say(f"  {others:,} images of the pool are not selected: only people could review them, and there is no console yet")
+    return known

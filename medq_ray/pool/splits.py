@@ -5,13 +5,16 @@ is proven where the source names it. Where it does not, images are joined into c
 (`dedup.likeness_groups`) and sessions, a cluster counts as one patient, and the report says 'clustered, not proven':
 two views of one patient that do not look alike stay apart, and nothing here can know.
 
-Look-alikes by embedding are a leak only where a patient is not proven: two proven patients with the same degradation
-are as close as a CLIP-like encoder can tell, and they are two.
+Look-alikes by embedding are a leak unless both patients are proven by one source: two patients of one source with the
+same degradation are as close as a CLIP-like encoder can tell, and they are two. Two sources may have one patient under
+two names.
+
+What none of this sees: a copy under another patient key of the same source that was mirrored, turned, cropped or given
+another window.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from medq_ray.artifacts import digest_file, digest_of, read_json, write_json, wr
 from medq_ray.console import progress
 from medq_ray.pool.dedup import Images, agreeing, likeness_groups
 from medq_ray.pool.search import read_shard, within
-from medq_ray.pool.store import Pool, first_of_each
+from medq_ray.pool.store import Pool, claimed, keyed, one_of_each
 from medq_ray.schema import SPLITS
 
 PAIR = pa.schema(
@@ -59,40 +62,41 @@ def verify(pool: Pool, thresholds: Thresholds = Thresholds()) -> dict:
 
     Raises ValueError when the pool is not completely ingested or has no image.
     """
-    rows = pool.good()
-    if rows.num_rows == 0:
-        raise ValueError(f"{pool.root}: no images to verify")
-    images = first_of_each(rows)
-    clusters = clustered(rows, images, thresholds)
-    write_table(pool.root / "clusters.parquet", clusters, clusters.schema)
-    leaks: dict[str, list[dict]] = {
-        "patient": shared(with_clusters(rows, clusters), "patient"),
-        "session": shared(rows, "session"),
-        "pixels": shared(rows, "image_id"),
-        "near_duplicate": near_duplicates(images, thresholds),
-    }
-    leaks["embedding"], alike = look_alikes(pool, images, thresholds.embedding)
-    pairs = [{"check": check, **pair} for check in CHECKS for pair in leaks[check][:MOST_PAIRS]]
-    write_table(pool.root / "pairs.parquet", pairs, PAIR)
-    proof = {
-        "pool": pool.digest(),
-        "passed": not any(leaks.values()),
-        "thresholds": asdict(thresholds),
-        "leaks": {check: len(leaks[check]) for check in CHECKS},
-        "look_alikes_of_proven_patients": alike,
-        "splits": {split: counts(rows, images, clusters, split) for split in SPLITS},
-        "sources": basis(images),
-        "pairs": digest_file(pool.root / "pairs.parquet"),
-        "clusters": digest_file(pool.root / "clusters.parquet"),
-    }
-    proof["digest"] = digest_of(proof)
-    write_json(pool.root / "proof.json", proof)
+    with claimed(pool.root):
+        rows = pool.good()
+        if rows.num_rows == 0:
+            raise ValueError(f"{pool.root}: no images to verify")
+        images = one_of_each(rows)
+        clusters = clustered(images, thresholds)
+        write_table(pool.root / "clusters.parquet", clusters, clusters.schema)
+        leaks = {
+            "patient": shared(with_owners(rows, images, clusters), "patient"),
+            "session": shared(rows, "session"),
+            "pixels": shared(rows, "image_id"),
+            "near_duplicate": near_duplicates(images, thresholds),
+        }
+        leaks["embedding"], excused = look_alikes(pool, images, thresholds.embedding)
+        pairs = [{"check": check, **pair} for check in CHECKS for pair in leaks[check].pairs]
+        write_table(pool.root / "pairs.parquet", pairs, PAIR)
+        proof = {
+            "pool": pool.digest(),
+            "passed": not any(leak.count for leak in leaks.values()),
+            "thresholds": asdict(thresholds),
+            "leaks": {check: leaks[check].count for check in CHECKS},
+            "look_alikes_of_proven_patients": excused,
+            "splits": {split: counts(rows, clusters, split) for split in SPLITS},
+            "sources": basis(images),
+            "pairs": digest_file(pool.root / "pairs.parquet"),
+            "clusters": digest_file(pool.root / "clusters.parquet"),
+        }
+        proof["digest"] = keyed(pool.salt, digest_of(proof))
+        write_json(pool.root / "proof.json", proof)
     return proof
 
 
 def read_proof(pool: Pool) -> dict:
     """The proof of the pool as it is now. Raises ValueError when there is none, when images came or went since, when it
-    was edited, or when it found a leak."""
+    was edited, when it found a leak, or when it looked less closely than the default thresholds do."""
     again = f"run `medq pool verify {pool.root}`"
     try:
         proof = read_json(pool.root / "proof.json")
@@ -103,109 +107,126 @@ def read_proof(pool: Pool) -> dict:
         (pool.root / f"{name}.parquet").exists() and proof.get(name) == digest_file(pool.root / f"{name}.parquet")
         for name in ("pairs", "clusters")
     )
-    if proof.get("digest") != digest_of(stated) or not files:
+    if proof.get("digest") != keyed(pool.salt, digest_of(stated)) or not files:
         raise ValueError(f"{pool.root}: its split proof was changed by hand; {again}")
     if proof["pool"] != pool.digest():
         raise ValueError(f"{pool.root}: its images have changed since the proof; {again}")
     if not proof["passed"]:
         found = ", ".join(f"{count} by {check}" for check, count in proof["leaks"].items() if count)
         raise ValueError(f"{pool.root}: its splits leak ({found}); pairs.parquet names the images")
+    used, least = proof["thresholds"], asdict(Thresholds())
+    loose = [name for name in least if (used[name] > least[name] if name == "embedding" else used[name] < least[name])]
+    if loose:
+        raise ValueError(f"{pool.root}: its proof was made with a looser {loose[0]} than {least[loose[0]]}; {again}")
     return proof
 
 
-def clustered(rows: pa.Table, images: pa.Table, thresholds: Thresholds) -> pa.Table:
+def clustered(images: pa.Table, thresholds: Thresholds) -> pa.Table:
     """(image_id, cluster) of images without a patient: look-alikes and those of one session are one cluster, named
     after its smallest image."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     unknown = images.filter(pc.equal(images["patient"], ""))
-    ids = unknown["image_id"].combine_chunks()
+    ids, size = unknown["image_id"].combine_chunks(), unknown.num_rows
     groups = likeness_groups(unknown, thresholds.likeness_radius)
-    owners = pc.index_in(pa.array([groups[name] for name in ids.to_pylist()], pa.string()), value_set=ids)
-    sessions = rows.filter(pc.and_(pc.equal(rows["patient"], ""), pc.not_equal(rows["session"], "")))
-    place = pc.index_in(sessions["image_id"], value_set=ids).to_numpy()
-    first = sessions.group_by("session").aggregate([("image_id", "min")])
-    of_session = pc.index_in(sessions["session"], value_set=first["session"].combine_chunks())
-    leader = pc.index_in(first["image_id_min"].take(of_session), value_set=ids)
-    left = np.concatenate([np.arange(len(ids)), place]).astype(np.int64)
-    right = np.concatenate([owners.to_numpy(zero_copy_only=False), leader.to_numpy()]).astype(np.int64)
-    edges = coo_array((np.ones(len(left), np.int8), (left, right)), (len(ids), len(ids)))
-    _, label = connected_components(edges, directed=False)
+    owner = pc.index_in(pa.array([groups[name] for name in ids.to_pylist()], pa.string()), value_set=ids)
+    session = unknown["session"].combine_chunks().dictionary_encode()
+    first = pc.index_in(session.dictionary, value_set=session.cast(pa.string())).to_numpy(zero_copy_only=False)
+    leader = first[session.indices.to_numpy()] if size else first
+    leader = np.where(pc.equal(unknown["session"], "").to_numpy(), np.arange(size), leader)
+    left, right = np.tile(np.arange(size), 2), np.concatenate([owner.to_numpy(zero_copy_only=False), leader])
+    edges = coo_array((np.ones(2 * size, np.int8), (left, right.astype(np.int64))), (size, size))
+    _, label = connected_components(edges, directed=False) if size else (0, np.empty(0, np.int64))
     _, smallest = np.unique(label, return_index=True)  # ids are sorted
     return pa.table({"image_id": ids, "cluster": ids.take(pa.array(smallest[label], pa.int64()))})
 
 
-def with_clusters(rows: pa.Table, clusters: pa.Table) -> pa.Table:
-    """Rows whose patient is named by the source or, failing that, by the cluster."""
+def with_owners(rows: pa.Table, images: pa.Table, clusters: pa.Table) -> pa.Table:
+    """Rows whose patient is named by the source, else by another row of the same image, else by the cluster."""
+    owner = images["patient"].take(pc.index_in(rows["image_id"], value_set=images["image_id"].combine_chunks()))
     place = pc.index_in(rows["image_id"], value_set=clusters["image_id"].combine_chunks())
-    known = pc.not_equal(rows["patient"], "")
-    column = pc.if_else(known, rows["patient"], clusters["cluster"].take(place))
+    column = pc.if_else(pc.not_equal(owner, ""), owner, clusters["cluster"].take(place))
+    column = pc.if_else(pc.not_equal(rows["patient"], ""), rows["patient"], column)
     return rows.set_column(rows.schema.get_field_index("patient"), "patient", column)
 
 
-def shared(rows: pa.Table, column: str) -> list[dict]:
+@dataclass
+class Leak:
+    """What one check found: how many pairs, and the first of them."""
+
+    count: int = 0
+    pairs: list[dict] = field(default_factory=list)
+
+    def add(self, images: pa.Table, left: np.ndarray, right: np.ndarray, similarity: np.ndarray | None = None) -> None:
+        """Pairs of rows of `images`."""
+        self.count += len(left)
+        room = slice(0, MOST_PAIRS - len(self.pairs))
+        ids, splits = images["image_id"], images["split"]
+        values = [None] * len(left) if similarity is None else similarity.tolist()
+        for i, j, value in zip(left[room].tolist(), right[room].tolist(), values, strict=False):
+            self.pairs.append({"left": ids[i].as_py(), "right": ids[j].as_py(), "left_split": splits[i].as_py(),
+                               "right_split": splits[j].as_py(), "similarity": value})  # fmt: skip
+
+
+def shared(rows: pa.Table, column: str) -> Leak:
     """One pair of images for each value of `column` and pair of splits that both have it."""
     rows = rows.filter(pc.not_equal(rows[column], ""))
-    first = rows.group_by([column, "split"]).aggregate([("image_id", "min")])
-    twice = first.group_by(column).aggregate([("split", "count")])
+    first = rows.group_by([column, "split"]).aggregate([("image_id", "min")]).rename_columns(["value", "split", "image_id"])
+    twice = first.group_by("value").aggregate([("split", "count")])
     twice = twice.filter(pc.greater(twice["split_count"], 1))
-    found = first.filter(pc.is_in(first[column], twice[column].combine_chunks())).sort_by([(column, "ascending"), ("split", "ascending")])
-    by_value: dict[str, list[tuple[str, str]]] = {}
-    for value, split, image in zip(*(found[name].to_pylist() for name in (column, "split", "image_id_min")), strict=True):
-        by_value.setdefault(value, []).append((split, image))
-    return [
-        pair(a, b, None)
-        for places in by_value.values()
-        for i, a in enumerate(places)
-        for b in places[i + 1 :]
-    ]  # fmt: skip
+    order = [("value", "ascending"), ("split", "ascending")]
+    found = first.filter(pc.is_in(first["value"], twice["value"].combine_chunks())).sort_by(order)
+    values = np.array(found["value"].to_pylist(), object)
+    leak = Leak()
+    for step in range(1, len(SPLITS)):
+        left = np.flatnonzero(values[step:] == values[:-step]) if len(values) > step else np.empty(0, np.intp)
+        leak.add(found, left, left + step)
+    return leak
 
 
-def pair(left: tuple[str, str], right: tuple[str, str], similarity: float | None) -> dict:
-    """left, right: (split, image id)."""
-    return {"left": left[1], "right": right[1], "left_split": left[0], "right_split": right[0], "similarity": similarity}
-
-
-def near_duplicates(images: pa.Table, thresholds: Thresholds) -> list[dict]:
+def near_duplicates(images: pa.Table, thresholds: Thresholds) -> Leak:
     """Pairs of near-duplicates in two splits."""
     compared = Images.of(images, thresholds.quality_tolerance)
-    splits, ids = images["split"].to_numpy(), compared.ids
-    held, every = np.flatnonzero(splits != "pool"), np.arange(len(ids))
-    near = compared.near(thresholds.phash_radius)
-    found = set()
-    for left, right in chain(agreeing(compared, near, held, every), agreeing(compared, near, every, held)):
-        apart = splits[left] != splits[right]
-        found |= set(zip(left[apart].tolist(), right[apart].tolist(), strict=True))
-    return [pair((splits[i], ids[i]), (splits[j], ids[j]), None) for i, j in sorted(found)]
+    splits = images["split"].to_numpy()
+    held, pool = np.flatnonzero(splits != "pool"), np.flatnonzero(splits == "pool")
+    near, leak = compared.near(thresholds.phash_radius), Leak()
+    for rows, among in ((held, pool), (pool, held), (held, held)):
+        for left, right in agreeing(compared, near, rows, among):
+            apart = splits[left] != splits[right]
+            leak.add(images, left[apart], right[apart])
+    return leak
 
 
-def look_alikes(pool: Pool, images: pa.Table, threshold: float) -> tuple[list[dict], int]:
-    """(pairs of dev or test images with images of another split that are as alike, where a patient is not proven;
-    how many such pairs there are of two proven patients)."""
-    names = images["image_id"].combine_chunks()
-    ids, split = names.to_pylist(), images["split"].to_numpy()
+def look_alikes(pool: Pool, images: pa.Table, threshold: float) -> tuple[Leak, int]:
+    """(pairs of dev or test images with images of another split that are as alike; how many such pairs are excused,
+    since both patients are proven by one source)."""
+    names, split = images["image_id"].combine_chunks(), images["split"].to_numpy()
+    source = images["source"].to_numpy()
     proven = pc.not_equal(images["patient"], "").to_numpy()
     held = np.flatnonzero(split != "pool")
+    leak, excused = Leak(), 0
     if len(held) == 0 or len(set(split.tolist())) == 1:
-        return [], 0
-    vectors = vectors_of(pool, [ids[i] for i in held])
-    below = float(np.nextafter(np.float32(threshold), np.float32(-1)))
-    leaks, alike = set(), 0
-    with progress(len(ids), "compare embeddings") as bar:
-        for block_ids, block in blocks(pool):
-            bar.update(len(block_ids))
-            hits = within(vectors, block_ids, block, below)
+        return leak, excused
+    vectors = vectors_of(pool, names.take(pa.array(held)).to_pylist())
+    below, seen = float(np.nextafter(np.float32(threshold), np.float32(-1))), np.zeros(len(names), bool)
+    with progress(len(names), "compare embeddings") as bar:
+        for ids, block in blocks(pool):
+            bar.update(len(ids))
+            place = pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=names), -1).to_numpy()
+            _, fresh = np.unique(place, return_index=True)  # an image comes once, and only if it is still listed
+            fresh = fresh[(place[fresh] >= 0) & ~seen[place[fresh]]]
+            seen[place[fresh]] = True
+            hits = within(vectors, [ids[i] for i in fresh], block[fresh], below)
             other = pc.index_in(hits["image_id"], value_set=names).to_numpy()
             mine = held[hits["prototype_id"].to_numpy()]
             # a pair of dev and test comes twice: once is enough
             apart = (split[mine] != split[other]) & ((split[other] == "pool") | (mine < other))
-            both = proven[mine] & proven[other]
-            alike += int((apart & both).sum())
-            chosen = apart & ~both
-            values = hits["similarity"].to_numpy()[chosen].tolist()
-            leaks |= set(zip(mine[chosen].tolist(), other[chosen].tolist(), values, strict=True))
-    return [pair((split[i], ids[i]), (split[j], ids[j]), value) for i, j, value in sorted(leaks)], alike
+            two = proven[mine] & proven[other] & (source[mine] == source[other])
+            excused += int((apart & two).sum())
+            chosen = apart & ~two
+            leak.add(images, mine[chosen], other[chosen], hits["similarity"].to_numpy()[chosen])
+    return leak, excused
 
 
 def blocks(pool: Pool, shards: int = 64) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -232,16 +253,16 @@ def vectors_of(pool: Pool, ids: list[str]) -> np.ndarray:
     return out
 
 
-def counts(rows: pa.Table, images: pa.Table, clusters: pa.Table, split: str) -> dict:
+def counts(rows: pa.Table, clusters: pa.Table, split: str) -> dict:
     """How much one split has."""
     own = rows.filter(pc.equal(rows["split"], split))
-    known = own.filter(pc.not_equal(own["patient"], ""))
-    unknown = own.filter(pc.equal(own["patient"], ""))
+    cluster = clusters.filter(pc.is_in(clusters["image_id"], own["image_id"].combine_chunks()))["cluster"]
+    named = {name: own[name].filter(pc.not_equal(own[name], "")) for name in ("patient", "session")}
     return {
         "images": pc.count_distinct(own["image_id"]).as_py(),
-        "patients": pc.count_distinct(known["patient"]).as_py(),
-        "sessions": pc.count_distinct(pc.filter(own["session"], pc.not_equal(own["session"], ""))).as_py(),
-        "clusters": pc.count_distinct(with_clusters(unknown, clusters)["patient"]).as_py(),
+        "patients": pc.count_distinct(named["patient"]).as_py(),
+        "sessions": pc.count_distinct(named["session"]).as_py(),
+        "clusters": pc.count_distinct(cluster).as_py(),
     }
 
 
@@ -278,10 +299,12 @@ def describe(proof: dict, root: Path) -> str:
         "pixels": "images with equal pixels in two splits",
         "near_duplicate": f"near-duplicates in two splits (pHash within {limits['phash_radius']} bits, quality within "
         f"{limits['quality_tolerance']:.0%})",
-        "embedding": f"look-alikes without a proven patient in two splits (cosine {limits['embedding']} or more)",
+        "embedding": f"look-alikes in two splits, not two patients of one source (cosine {limits['embedding']} or more)",
     }
     for check in CHECKS:
         lines.append(f"  {'ok  ' if not proof['leaks'][check] else 'LEAK'} {proof['leaks'][check]:>6,}  {said[check]}")
+    if proof["look_alikes_of_proven_patients"]:
+        lines.append(f"  {'':<4} {proof['look_alikes_of_proven_patients']:>6,}  look-alikes of two patients that one source tells apart: no leak")
     verdict = "passed" if proof["passed"] else "FAILED: pairs.parquet names the images"
     lines.append(f"  {verdict}; digest {proof['digest']}, of pool {proof['pool']}, in {root / 'proof.json'}")
     return "\n".join(lines)

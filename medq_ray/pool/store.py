@@ -11,11 +11,13 @@ meet by `item`, which names a file as it was when it was read, and a key in it. 
 without decoding anything again, and a file that changes or goes takes its image along.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medq_ray.artifacts import read_json, read_table, write_json, write_table
-from medq_ray.images import encode_png
+from medq_ray.artifacts import digest_folder, read_json, read_table, write_json, write_table
+from medq_ray.images import Refused, encode_png
+from medq_ray.model.encoder import encoder_folder
 from medq_ray.pool.decode import Limits, Sandbox
 from medq_ray.pool.search import read_shard, within_shards
 from medq_ray.pool.sources import Row
@@ -35,9 +38,14 @@ SALT = "MEDQ_SALT"
 """Environment variable with a salt of your own; pools with one salt give one patient one key."""
 
 
+GENEROUS = Limits(memory_mb=16_384, seconds=600.0)
+"""For files that were read before, under limits that the user may have raised."""
+
+
 def keyed(salt: str, *parts: str) -> str:
     """16 hex digits that stand for `parts`; without the salt nobody can tell what they were."""
-    return hashlib.blake2b("\0".join(parts).encode(), key=salt.encode(), digest_size=8).hexdigest()
+    data = "\0".join(parts).encode("utf-8", "surrogateescape")  # file names need not be UTF-8
+    return hashlib.blake2b(data, key=salt.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Pool:
 
     root: Path
     settings: dict
-    """What pool.json holds: format, encoder, side."""
+    """What pool.json holds: format, encoder (`encoder_identity`), side."""
 
     @property
     def private(self) -> Path:
@@ -95,7 +103,7 @@ class Pool:
         An image whose source does not say whose it is belongs to its cluster of look-alikes (`pool.splits`). Raises
         ValueError before the pool has been verified.
         """
-        rows = first_of_each(self.good())
+        rows = one_of_each(self.good())
         proven = pc.not_equal(rows["patient"], "")
         clusters = self.clusters()
         place = pc.index_in(rows["image_id"], value_set=clusters["image_id"].combine_chunks())
@@ -154,8 +162,8 @@ class Pool:
     def fetch(self, image_ids: Iterable[str], folder: Path) -> dict[str, str]:
         """Decode some images again and write them as PNG files into `folder`; image id -> path.
 
-        From here on they have no source, no header and no name. Raises ValueError naming the file when it no longer
-        has the image that was ingested.
+        From here on they have no source, no header and no name. Raises ValueError naming a file that cannot be read
+        any more or no longer has the image that was ingested.
         """
         wanted = sorted(image_ids)
         rows = first_of_each(self.good())
@@ -163,15 +171,32 @@ class Pool:
         rows = rows.sort_by([("uri", "ascending"), ("key", "ascending")])  # the images of one file one after the other
         folder.mkdir(parents=True, exist_ok=True)
         paths = {}
-        with Sandbox(Limits()) as sandbox:
+        with Sandbox(GENEROUS) as sandbox:
             for row in rows.select(["image_id", "source", "uri", "key", "modality"]).to_pylist():
                 path = folder / f"{row['image_id']}.png"
-                image = sandbox.decode(row["source"], Row(row["uri"], row["key"], row["modality"]), self.settings["side"])
+                try:
+                    image = sandbox.decode(row["source"], Row(row["uri"], row["key"], row["modality"]), self.settings["side"])
+                except Refused as error:
+                    raise ValueError(f"{row['uri']}: cannot be read any more ({error})") from error
                 if image.image_id != row["image_id"]:
                     raise ValueError(f"{row['uri']} has changed since it was ingested; run `medq ingest` again")
                 path.write_bytes(encode_png(image.pixels))
                 paths[row["image_id"]] = str(path)
         return paths
+
+
+def one_of_each(good: pa.Table) -> pa.Table:
+    """One row of each image: the first, with the owner that any of its rows knows, and with what all of them allow.
+
+    good: of `Pool.good`.
+    """
+    rows = first_of_each(good)
+    wanted = [("patient", "max"), ("session", "max"), ("share", "min"), ("train", "min")]
+    every = good.group_by("image_id", use_threads=False).aggregate(wanted)
+    for name, function in wanted:
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(place), every[f"{name}_{function}"])
+    return rows
 
 
 def first_of_each(rows: pa.Table) -> pa.Table:
@@ -183,30 +208,50 @@ def first_of_each(rows: pa.Table) -> pa.Table:
     return rows.filter(pa.array(np.concatenate([[True], fresh])))
 
 
+@contextmanager
+def claimed(root: Path) -> Iterator[None]:
+    """Hold a pool's folder for this process. Raises ValueError while another one writes there."""
+    (root / "private").mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(root / "private" / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{root}: another ingest or verify is at work; wait for it") from error
+        yield
+
+
+def encoder_identity(name: str) -> str:
+    """What a pool remembers of its encoder: a hub model's name, a local one's content, never a path."""
+    folder = encoder_folder(name)
+    return name if folder is None else f"{'embedded' if name == 'embedded' else 'local'} {digest_folder(folder)}"
+
+
 def create_pool(root: Path, encoder: str, side: int, salt: str = "") -> Pool:
     """Open the pool at `root`, or begin one there with `salt`, that of MEDQ_SALT, or one drawn at random.
 
     Raises ValueError for a folder with something else in it, and for a pool with another encoder or image size.
     """
     root = Path(root).resolve()
-    settings = {"format": FORMAT, "encoder": encoder, "side": side}
+    settings = {"format": FORMAT, "encoder": encoder_identity(encoder), "side": side}
+    salt = salt or os.environ.get(SALT, "")
+    if len(salt.encode()) > hashlib.blake2b.MAX_KEY_SIZE:
+        raise ValueError(f"{SALT} is longer than {hashlib.blake2b.MAX_KEY_SIZE} bytes")
     if (root / "pool.json").exists():
         pool = open_pool(root)
         if pool.settings != settings:
             was = ", ".join(f"{name} {value}" for name, value in pool.settings.items() if settings[name] != value)
             raise ValueError(f"{root}: was begun with {was}; use the same settings or another --pool")
+        if salt and salt != pool.salt:
+            raise ValueError(f"{root}: was begun with another salt than {SALT} has now")
         return pool
     if root.exists() and (not root.is_dir() or any(path.name not in ("private", "shards") for path in root.iterdir())):
         raise ValueError(f"{root}: not empty and no pool; choose another --pool")
-    private = root / "private"
-    (private / "manifests").mkdir(parents=True, exist_ok=True)
-    private.chmod(0o700)
-    salt = salt or os.environ.get(SALT) or secrets.token_hex(16)
-    if len(salt.encode()) > hashlib.blake2b.MAX_KEY_SIZE:
-        raise ValueError(f"{SALT} is longer than {hashlib.blake2b.MAX_KEY_SIZE} bytes")
-    (private / "salt").write_text(salt)  # whatever stood here, nothing has been salted with it yet
-    (root / "shards").mkdir(exist_ok=True)
-    write_json(root / "pool.json", settings)
+    with claimed(root):
+        private = root / "private"
+        (private / "manifests").mkdir(exist_ok=True)
+        (private / "salt").write_text(salt or secrets.token_hex(16))  # nothing has been salted with another one yet
+        (root / "shards").mkdir(exist_ok=True)
+        write_json(root / "pool.json", settings)
     return Pool(root, settings)
 
 
@@ -238,7 +283,6 @@ def write_quarantine(pool: Pool, schema: pa.Schema) -> pa.Table:
             drops.append((item, "duplicate", "the same pixels as another file's", image))
     records = [dict(zip(schema.names, drop, strict=True)) for drop in sorted(drops)]
     return write_table(pool.root / "quarantine.parquet", records, schema)
-
 
 
 def quarantined(pool: Pool) -> list[tuple[str, str, str, str]]:

@@ -2,9 +2,10 @@
 
 import ctypes
 import os
-import signal
+import resource
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,11 @@ def decode(row, side):
             while True:
                 pass
         case "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)
+        case "abort":
+            os.abort()
         case "crash once":
-            marker = Path(row.key)
-            if not marker.exists():
-                marker.touch()
+            if not Path(row.key).exists():
                 os._exit(3)
         case "eat":
             np.ones(1 << 33, np.uint8)
@@ -49,6 +50,35 @@ def decode(row, side):
             print("Mueller^Hans", flush=True)
         case "secrets":
             raise Refused(",".join(sorted(name for name in os.environ if "KEY" in name or "TOKEN" in name)) or "none")
+        case "environ":
+            Path(f"/proc/{os.getppid()}/environ").read_bytes()
+        case "memory":
+            os.open(f"/proc/{os.getppid()}/mem", os.O_RDWR)
+        case "write":
+            Path(row.key).write_text("here I was")
+        case "append":
+            with open(row.key, "a") as file:
+                file.write("here I was")
+        case "remove":
+            os.remove(row.key)
+        case "chmod":
+            os.chmod(row.key, 0o777)
+        case "fork":
+            os.fork()
+        case "spawn":
+            os.posix_spawn("/bin/true", ["true"], {})
+        case "kill":
+            os.kill(os.getppid(), 0)
+        case "limit":
+            resource.prlimit(os.getppid(), resource.RLIMIT_CPU)
+        case "native":
+            gave = ctypes.CDLL(None).syscall(*(ctypes.c_long(int(word)) for word in row.key.split()), ctypes.c_long(os.getppid()))
+            raise Refused(f"it gave {gave}")
+        case "threads":
+            with ThreadPoolExecutor(2) as threads:
+                assert list(threads.map(abs, [-1, -2])) == [1, 2]
+        case "long":
+            raise Refused("a\n" * 1000)
         case "float":
             return GREY.astype(np.float32)
         case "wide":

@@ -15,7 +15,7 @@ from medq_ray.schema import LISTED, looked_schema
 def listed(number: int, **row) -> dict:
     """A manifest row; only what matters to a test is given."""
     base = {"item": f"{number:016x}", "found": f"{number:016x}", "uri": f"/nowhere/{number}.png", "key": "", "source": "s",
-            "modality": "ct", "split": "pool", "patient": f"p{number}", "session": "", "licence": "CC0", "share": True,
+            "modality": "ct", "release": "", "split": "pool", "patient": f"p{number}", "session": "", "licence": "CC0", "share": True,
             "train": True, "labels": json.dumps({}), "problem": ""}  # fmt: skip
     return base | {name: value for name, value in row.items() if name in base}
 

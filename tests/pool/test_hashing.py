@@ -1,4 +1,4 @@
-"""pHash sees content and hardly quality; the two quality measures see quality."""
+"""pHash sees content and hardly quality; thumbnails and quality measures see what it does not."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medq_ray.pool.hashing import phash, quality
+from medq_ray.pool.hashing import luminance, noise, phash, quality, reduced, sharpness, thumb
 
 
 def picture(seed: int, size: int = 112) -> np.ndarray:
@@ -63,3 +63,48 @@ def test_blur_lowers_sharpness_by_far_more_than_the_hash_moves():
 def test_flat_and_tiny_images_have_measures():
     assert quality(np.full((20, 20, 3), 77, np.uint8)) == (0.0, 0.0)
     assert quality(np.zeros((2, 5, 3), np.uint8)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (31, 97), (112, 112), (400, 130)])
+def test_phash_is_imagehash_for_any_size_and_flat_images(size):
+    imagehash = pytest.importorskip("imagehash")
+    rng = np.random.default_rng(0)
+    for seed in range(50):
+        pixels = rng.integers(0, 1 + seed * 5, (*size, 3)).astype(np.uint8)
+        assert f"{phash(pixels):016x}" == str(imagehash.phash(Image.fromarray(pixels)))
+        assert phash(pixels[..., 0]) == int(str(imagehash.phash(Image.fromarray(pixels[..., 0]))), 16)
+
+
+def test_a_thumbnail_is_256_grey_levels_in_row_order():
+    pixels = np.zeros((160, 80, 3), np.uint8)
+    pixels[:80] = 200
+    rows = np.frombuffer(thumb(pixels), np.uint8).reshape(16, 16)
+    assert (rows[:7] == 200).all() and (rows[9:] == 0).all()
+    assert (np.frombuffer(thumb(np.full((3, 5, 3), 9, np.uint8)), np.uint8) == 9).all()
+
+
+@pytest.mark.parametrize("factor", [0.75, 1.5, 2])
+def test_resizing_moves_a_thumbnail_by_less_than_the_limit(factor):
+    image = Image.fromarray(picture(4, 256))
+    other = image.resize((round(256 * factor),) * 2, Image.Resampling.LANCZOS)
+    a, b = (np.frombuffer(thumb(np.asarray(i)), np.uint8).astype(float) for i in (image, other))
+    assert np.sqrt(np.mean((a - b) ** 2)) < 0.5
+
+
+def test_quality_of_small_images_is_that_of_their_own_pixels():
+    pixels = noisy(picture(0, 112), 5.0)
+    assert np.array_equal(reduced(pixels, 112), pixels)
+    assert quality(pixels) == (sharpness(luminance(pixels)), noise(luminance(pixels)))
+
+
+def test_quality_of_large_images_is_that_of_a_common_size():
+    pixels = np.asarray(Image.fromarray(noisy(picture(0, 256), 8.0)).resize((768, 768), Image.Resampling.BICUBIC))
+    half = np.asarray(Image.fromarray(pixels).resize((384, 384), Image.Resampling.BICUBIC))
+    assert sharpness(luminance(half)) > 1.5 * sharpness(luminance(pixels))
+    assert quality(half)[0] == pytest.approx(quality(pixels)[0], rel=0.05)
+
+
+def test_reduced_keeps_the_proportions_and_at_least_one_pixel():
+    assert reduced(np.zeros((300, 600, 3), np.uint8), 128).shape == (64, 128, 3)
+    assert reduced(np.zeros((1, 600, 3), np.uint8), 128).shape == (1, 128, 3)
+    assert quality(np.zeros((1, 600, 3), np.uint8)) == (0.0, 0.0)

@@ -18,7 +18,7 @@ from medq_ray.artifacts import read_table
 from medq_ray.config import Encoder
 from medq_ray.pool import ingest as module
 from medq_ray.pool.hashing import phash, quality
-from medq_ray.pool.ingest import Work, ingest, unseen
+from medq_ray.pool.ingest import Work, forget, ingest, unseen
 from medq_ray.pool.splits import verify
 from medq_ray.pool.store import create_pool, open_pool, quarantined
 
@@ -101,6 +101,30 @@ def test_a_second_ingest_does_only_what_is_new_and_forgets_what_is_gone(tmp_path
 
 
 @pytest.mark.engine
+def test_content_does_not_depend_on_the_way_to_it(tmp_path, root, ray_local, small_chunks):
+    """A folder ingested in two parts is the folder ingested at once, and what is withdrawn leaves nothing."""
+    late = [path for path in sorted(root.iterdir()) if path.stem in ("03", "17", "31", "none")]
+    whole = ingest("images", root, tmp_path / "whole")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in late:
+        path.rename(moved / path.name)
+    ingest("images", root, tmp_path / "p")
+    for path in late:
+        (moved / path.name).rename(path)
+    assert ingest("images", root, tmp_path / "p")["digest"] == whole["digest"]
+    for i in range(3):
+        draw(tmp_path / "other" / "ct" / f"{i}.png", 100 + i)
+    assert ingest("images", tmp_path / "other", tmp_path / "p")["images"] == 43
+    assert forget(open_pool(tmp_path / "p"), tmp_path / "other") == 3
+    pool = open_pool(tmp_path / "p")
+    assert pool.digest() == whole["digest"]
+    assert sum(pq.read_metadata(path).num_rows for path in pool.shards()) == whole["listed"]
+    with pytest.raises(ValueError, match="nothing was ingested from"):
+        forget(pool, tmp_path / "other")
+
+
+@pytest.mark.engine
 def test_what_gave_no_image_is_tried_again_when_asked(tmp_path, root, ray_local):
     ingest("images", root, tmp_path / "p")
     good, stamp = (root / "01.png").read_bytes(), (root / "cut.png").stat()
@@ -120,7 +144,7 @@ def test_no_image_at_all_is_an_error_with_the_first_reason(tmp_path, ray_local):
 
 def test_a_pool_is_bound_to_its_encoder_and_size(tmp_path):
     create_pool(tmp_path / "p", "embedded", 512)
-    with pytest.raises(ValueError, match="was begun with encoder embedded; use the same"):
+    with pytest.raises(ValueError, match="was begun with encoder embedded [0-9a-f]{16}; use the same"):
         create_pool(tmp_path / "p", "hf-hub:a/b", 512)
     with pytest.raises(ValueError, match="was begun with side 512"):
         create_pool(tmp_path / "p", "embedded", 1024)
@@ -173,10 +197,10 @@ def test_killed_workers_and_drivers_change_nothing(tmp_path):
     with run_ingest(root, pool) as driver:
         wait_for(lambda: len(shards(pool)) >= 16)
         below = psutil.Process(driver.pid).children(recursive=True)
-        for word in ("MapWorker", "medq_ray.pool.jail"):
-            victims = [process for process in below if word in " ".join(process.cmdline())]
-            assert victims, word
-            os.kill(victims[0].pid, signal.SIGKILL)
+        commands = [(process.pid, " ".join(process.cmdline())) for process in below]
+        actors, decoders = ([pid for pid, said in commands if word in said] for word in ("MapWorker", "medq_ray.pool.jail"))
+        os.kill(actors[0], signal.SIGKILL)  # and its decoder with it
+        os.kill(decoders[-1], signal.SIGKILL)
         out = driver.stdout.read().strip().splitlines()
     assert driver.returncode == 0 and out[-1] == expected
     assert len({pq.read_metadata(path).num_rows for path in shards(pool)}) == 1

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medq_ray.images import Refused
 from medq_ray.pool import listing
 from medq_ray.pool.decode import Limits, Sandbox
 from medq_ray.pool.listing import list_source, passed_over
 from medq_ray.pool.sources import Options
 from medq_ray.pool.store import create_pool
+from medq_ray.synthetic.world import write_world
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_patients_and_sessions_are_salted(tmp_path):
         lister = listing.Lister(pool, "images", "pool", Options(), Limits())
         row = listing.Row("/x.png", modality="ct", patient="Mueller^Hans", session="1.2.3")
         again = listing.Row("/y.png", modality="ct", patient="Mueller^Hans", session="1.2.4")
-        records = [lister.record(one, "1 1", "f", "") for one in (row, again)]
+        records = [lister.record(one, "f", "") for one in (row, again)]
         keys[salt] = records[0]["patient"]
         assert records[0]["patient"] == records[1]["patient"] and records[0]["session"] != records[1]["session"]
         assert "Mueller" not in str(records) and "1.2.3" not in str(records)
@@ -128,7 +130,7 @@ def test_patients_and_sessions_are_salted(tmp_path):
 def test_free_text_is_no_label(pool):
     lister = listing.Lister(pool, "images", "pool", Options(), Limits())
     row = listing.Row("/x.png", modality="ct", labels={"comment": "Mr Mueller moved a lot during the examination"})
-    record = lister.record(row, "1 1", "f", listing.unfit(row))
+    record = lister.record(row, "f", listing.unfit(row))
     assert record["labels"] == "{}" and "expected words of at most 32 letters" in record["problem"]
     assert "Mueller" not in str(record)
 
@@ -136,5 +138,43 @@ def test_free_text_is_no_label(pool):
 def test_what_is_passed_over_is_counted(pool, root):
     (root / "notes.txt").touch()
     (root / "README").touch()
+    (root / "scan.Mueller_Hans").touch()
     table = list_source(pool, "images", root, "pool", Options(), Limits())
-    assert passed_over(root, table) == {".txt": 1, "(no suffix)": 1}
+    assert passed_over(root, table) == {".txt": 1, "others": 2}
+
+
+def test_another_modality_is_another_image(pool, root):
+    """It may be windowed in another way."""
+    first, second = (listed(pool, root, modality=modality) for modality in ("mri", "ct"))
+    assert not {row["item"] for row in first} & {row["item"] for row in second}
+
+
+def test_the_release_s_own_split_is_kept_beside_the_user_s(pool, tmp_path):
+    write_world(tmp_path / "w", 40, 1, size=56)
+    assert {row["split"] for row in listed(pool, tmp_path / "w", source="world")} == {"pool"}
+    again = listed(pool, tmp_path / "w", source="world", split="source")
+    assert {row["split"] for row in again} == {"pool", "dev", "test"}
+
+
+def test_a_problem_is_forgotten_when_tried_again(pool, root, monkeypatch):
+    def crash(self, source, row, options):
+        raise Refused("timeout: not decoded within 1 s")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sandbox, "expand", crash)
+        assert {row["problem"] for row in listed(pool, root)} == {"timeout: not decoded within 1 s"}
+    assert {row["problem"] for row in listed(pool, root)} == {"timeout: not decoded within 1 s"}
+    table = list_source(pool, "images", root, "pool", Options(), Limits(), retry=True)
+    assert set(table["problem"].to_pylist()) == {""}
+
+
+def test_a_file_name_that_is_not_utf8_is_set_aside(pool, root):
+    os.rename(root / "1.png", os.fsencode(root) + b"/M\xfcller.png")
+    rows = listed(pool, root)
+    assert [bool(row["problem"]) for row in rows] == [False, False, True] and "in UTF-8" in rows[-1]["problem"]
+
+
+def test_the_pool_itself_is_no_source(root):
+    pool = create_pool(root / "p", "embedded", 256, salt="s")
+    draw(pool.private / "thumbnail.png", 5)
+    assert [Path(row["uri"]).name for row in listed(pool, root)] == ["0.png", "1.png", "2.png"]

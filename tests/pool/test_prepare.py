@@ -1,5 +1,6 @@
 """A run takes a pool that is proven, of its encoder, allowed by its sources, and has the images it asks about."""
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from fake_pool import fake_pool
@@ -7,7 +8,7 @@ from fake_pool import fake_pool
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.config import Config, override
 from medq_ray.pool.ingest import ingest
-from medq_ray.pool.prepare import check_pool, pool_of, prepare
+from medq_ray.pool.prepare import check_pool, pool_of, prepare, reviewable
 from medq_ray.pool.splits import verify
 from medq_ray.schema import POOL_IMAGE
 from medq_ray.synthetic.world import read_world, write_world
@@ -32,12 +33,13 @@ def test_a_pool_without_a_passing_proof_is_refused(tmp_path):
 def test_another_encoder_is_refused(tmp_path):
     pool = fake_pool(tmp_path / "p", [{}])
     verify(pool)
-    with pytest.raises(ValueError, match="embeddings of encoder 'embedded'; set encoder.name to it"):
+    with pytest.raises(ValueError, match="embeddings of the encoder 'embedded [0-9a-f]{16}'; set encoder.name to it"):
         check_pool(settings(pool, "encoder.name=hf-hub:a/b"))
 
 
 def test_the_sources_terms_stop_a_run_until_acknowledged(tmp_path):
-    pool = fake_pool(tmp_path / "p", [{"source": "eyeq", "share": False, "licence": "Kaggle"}, {}])
+    again = {"image_id": f"{1:016x}", "source": "a"}  # the same pixels, from a source that allows everything
+    pool = fake_pool(tmp_path / "p", [again, {"source": "eyeq", "share": False, "licence": "Kaggle"}, {}])
     verify(pool)
     check_pool(settings(pool))
     abroad = "oracle.base_url=https://api.example.com/v1"
@@ -72,3 +74,11 @@ def test_a_worlds_own_pool_and_one_ingested_before_are_the_same(tmp_path, ray_lo
     place = pc.index_in(tables[0]["image_id"], value_set=world.images["image_id"].combine_chunks())
     assert tables[0]["split"].equals(world.images["split"].take(place))
     assert pc.all(tables[0]["proven"]).as_py()
+
+
+def test_only_images_that_somebody_can_review_are_selected(tmp_path, capsys):
+    write_world(tmp_path / "w", 40, 3, size=56)
+    world = read_world(tmp_path / "w")
+    images = pa.table({"image_id": ["no image of the world", *world.images["image_id"].to_pylist()[:5]]})
+    assert reviewable(images, world).num_rows == 5
+    assert "1 images of the pool are not selected: only people could review them" in capsys.readouterr().out

@@ -9,8 +9,10 @@ from click.testing import CliRunner
 from fake_pool import fake_pool, looked
 
 from medq_ray import cli
-from medq_ray.artifacts import read_table
-from medq_ray.pool.splits import CHECKS, describe, read_proof, verify
+from medq_ray.artifacts import read_table, write_table
+from medq_ray.pool.splits import CHECKS, Thresholds, describe, read_proof, verify
+from medq_ray.pool.store import claimed
+from medq_ray.schema import LISTED
 
 APART = [{"split": split} for split in ("pool", "pool", "dev", "test")]
 
@@ -77,6 +79,51 @@ def test_look_alikes_without_a_patient_are_one_cluster_and_must_not_be_torn_apar
     patients = pool.images()
     unknown = patients.filter(pc.invert(patients["proven"]))
     assert unknown["patient"].to_pylist() == [f"c{0:016x}"] * 2
+
+
+def test_two_sources_may_have_one_patient_under_two_names(tmp_path):
+    rows = [*APART, {"split": "test", "source": "other", "embedding": looked(0)["embedding"]}]
+    assert leaks(fake_pool(tmp_path / "p", rows)) == {"embedding": 1}
+
+
+def test_an_image_that_is_listed_no_more_is_no_look_alike(tmp_path):
+    gone = {"patient": "", "embedding": looked(0)["embedding"]}
+    pool = fake_pool(tmp_path / "p", [{"split": "dev"}, {"split": "pool"}, gone])
+    manifest = pool.private / "manifests" / "s.parquet"
+    write_table(manifest, read_table(manifest).slice(0, 2), LISTED)
+    assert leaks(pool) == {}
+
+
+def test_an_image_that_one_source_knows_is_known(tmp_path):
+    """The same pixels twice, once without a name: one image, the named patient's."""
+    twice = {"image_id": f"{0:016x}", "patient": "", "session": "loose"}
+    pool = fake_pool(tmp_path / "p", [{}, twice, {"session": "loose", "patient": ""}, {"split": "dev"}])
+    assert leaks(pool) == {}
+    assert pool.images()["patient"].to_pylist() == ["p0", f"c{2:016x}", "p3"]
+    torn = fake_pool(tmp_path / "torn", [{}, twice | {"split": "dev"}, {"split": "dev", "patient": "p0"}])
+    assert leaks(torn) == {"patient": 1, "pixels": 1}
+
+
+def test_what_all_rows_of_an_image_allow_is_allowed(tmp_path):
+    pool = fake_pool(tmp_path / "p", [{"share": True}, {"image_id": f"{0:016x}", "share": False, "train": False}])
+    verify(pool)
+    assert pool.images().select(["share", "train"]).to_pylist() == [{"share": False, "train": False}]
+
+
+@pytest.mark.parametrize("loose", [{"embedding": 1.0}, {"phash_radius": 0}, {"likeness_radius": 2}])
+def test_a_proof_that_looked_away_is_refused(tmp_path, loose):
+    pool = fake_pool(tmp_path / "p", APART)
+    verify(pool, Thresholds(**loose))
+    with pytest.raises(ValueError, match=f"made with a looser {next(iter(loose))}"):
+        read_proof(pool)
+    verify(pool, Thresholds(phash_radius=5, embedding=0.98))
+    read_proof(pool)
+
+
+def test_verify_waits_for_no_ingest(tmp_path):
+    pool = fake_pool(tmp_path / "p", APART)
+    with claimed(pool.root), pytest.raises(ValueError, match="another ingest or verify is at work"):
+        verify(pool)
 
 
 def test_a_session_joins_clusters(tmp_path):

@@ -8,8 +8,10 @@ A reader is a module with
                                 image each, all of which `find` knows about, has none
     decode(row, side)           the pixels of one image, uint8 (H, W, 3), by that source's right way
 
+The root is a folder or, for readers of loose files, one file.
+
 `find` runs in the driver and may raise ValueError when the whole root is not what it should be, saying what was
-expected and what was found. `expand` and `decode` open files that may be hostile: they run in a limited child process
+expected and what was found, and OSError for a folder that it may not read. `expand` and `decode` open files that may be hostile: they run in a limited child process
 (`pool.decode`), and raise images.Refused about one file. Its message reaches people and tables: no path, no name, id or
 date of a patient may be in it. Of any other exception only the type is told.
 
@@ -65,7 +67,8 @@ class Row:
     patient: str = ""
     """Whose image it is, as the source says it; '' if it does not. Salted and hashed before anything is written."""
     session: str = ""
-    """Scanning appointment or study; '' if the source does not say. Salted and hashed like the patient."""
+    """Scanning appointment or study; '' if the source does not say. Salted and hashed like the patient, but without it:
+    two appointments of a source never have the same name."""
     split: str = ""
     """'pool', 'dev' or 'test' where the release itself is split, else ''."""
     private: bool = False
@@ -74,6 +77,9 @@ class Row:
     """Why this image cannot be taken, where its file has others that can: 'decode: expected this, found that'."""
     labels: dict[str, str] = field(default_factory=dict)
     """The source's own quality labels, name -> value of a closed vocabulary; never free text."""
+    beside: tuple[str, ...] = ()
+    """Other files that say something about this image: when one of them changes, the image is read again. Absolute
+    paths; a file that is not there may come."""
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""What several readers share: walking folders, choosing slices, turning values into display pixels."""
+"""What several readers share: walking folders, tables, choosing slices, turning values into display pixels."""
 
 import os
 from collections.abc import Iterator
@@ -6,20 +6,49 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medq_ray.images import MAX_PIXELS, Refused
 
+MAX_TABLE = 256 << 20
+"""Bytes of a table that is read whole by the driver, where Python objects take some ten times as much. Our choice:
+the largest known, of OmniMedVQA, are a tenth of it."""
+
+
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, sorted, hidden ones and folders left out. Raises ValueError if it is no folder."""
+    """Every file below `root`, sorted, hidden ones and folders left out; `root` itself if it is a file.
+
+    Links to files are taken, links to folders are not followed: they may lead in circles, or out of the root. Raises
+    ValueError if there is no `root`, and OSError for a folder that cannot be read: its files would seem to be gone.
+    """
     root = Path(root)
+    if root.is_file():
+        yield root.resolve()
+        return
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
-    for folder, folders, files in os.walk(root.resolve()):
+        raise ValueError(f"{root}: no such file or folder")
+    for folder, folders, files in os.walk(root.resolve(), onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith("."):
                 yield Path(folder) / name
+
+
+def fail(error: OSError) -> None:
+    """Raises what os.walk would pass over."""
+    raise error
+
+
+def base(root: Path) -> Path:
+    """The folder that the paths of `walk` lie in: `root`, or the one around it if it is a file. Absolute."""
+    root = Path(root).resolve()
+    return root.parent if root.is_file() else root
+
+
+def check_table(path: Path) -> None:
+    """Raises ValueError for a table above MAX_TABLE."""
+    if (size := path.stat().st_size) > MAX_TABLE:
+        raise ValueError(f"{path}: expected a table of at most {MAX_TABLE} bytes, found {size}")
 
 
 def chosen(count: int, slices: int) -> list[int]:
@@ -42,7 +71,8 @@ def shown(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def read_picture(path: str | Path | IO[bytes], side: int = 0) -> np.ndarray:
-    """uint8 (H, W, 3) of a PNG, JPEG, TIFF, WebP ... with 8 bits a channel; alpha is dropped, not blended.
+    """uint8 (H, W, 3) of a PNG, JPEG, TIFF, WebP ... with 8 bits a channel; alpha is dropped, not blended,
+    and a camera held on its side (the EXIF orientation) is set upright.
 
     side: how long the longer side has to be at least; a JPEG that is twice as long or more is decoded at a half, a
     quarter or an eighth (PIL's draft), which costs a fraction of the time. 0 decodes all of it. Raises Refused for
@@ -58,6 +88,7 @@ def read_picture(path: str | Path | IO[bytes], side: int = 0) -> np.ndarray:
                 raise Refused(f"expected 8 bits a channel, found mode {image.mode}: save it windowed for viewing")
             if side and image.format == "JPEG":
                 image.draft(None, (side, side))
+            ImageOps.exif_transpose(image, in_place=True)  # in place: without an orientation it copies nothing
             if image.mode in ("RGBA", "RGBa"):
                 return np.asarray(image)[..., :3]
             if image.mode in ("LA", "La"):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medq_ray.dicom import CT_WINDOW
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Row, Terms
 from medq_ray.pool.sources._files import shown, walk
@@ -29,8 +30,6 @@ SIDE = 512
 BYTES = 4 * SIDE * SIDE
 HOUNSFIELD = (-2000.0, 1e5)
 """What a value may be: metal that nothing corrects goes beyond 5,000."""
-WINDOW = (-160.0, 240.0)
-"""Black and white in HU: centre 40, width 400."""
 
 
 def find(root: Path) -> Iterator[Row]:
@@ -60,4 +59,4 @@ def decode(row: Row, side: int) -> np.ndarray:
     low, high = values.min(), values.max()  # NaN if there is one
     if not HOUNSFIELD[0] <= low <= high <= HOUNSFIELD[1]:
         raise Refused(f"expected HU in {HOUNSFIELD}, found {low:g} to {high:g}")
-    return shown(values, *WINDOW)
+    return shown(values, *CT_WINDOW)

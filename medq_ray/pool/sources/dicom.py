@@ -88,6 +88,8 @@ def _rows(row: Row, source: str | BinaryIO, ending: str, options: Options) -> li
     header, modality = _checked(source, options.modality)
     labels = {"burned_in": header.burned_in} if header.burned_in else {}
     facts = replace(row, modality=modality, patient=header.patient, session=header.study, labels=labels)
+    if header.burned_in == "yes":  # a name may be in the picture: it leaves with nobody's terms
+        facts = replace(facts, private=True)
     return [replace(facts, key=f"{frame}{ending}") for frame in chosen(header.frames, options.slices)]
 
 

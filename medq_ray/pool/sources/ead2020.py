@@ -37,13 +37,14 @@ def find(root: Path) -> Iterator[Row]:
         if not path.name.startswith("EDD2020_"):
             video = VIDEO.fullmatch(path.stem)
             group = video[1] if video else ""
-            yield Row(str(path), modality="endoscopy", patient=group, session=group)
+            beside = tuple(map(str, (*box_files(path), *class_files(path))))
+            yield Row(str(path), modality="endoscopy", patient=group, session=group, beside=beside)
 
 
 def expand(row: Row, options: Options) -> list[Row]:
     """The frame with one label for each class that has boxes: how many. Raises Refused for a malformed box file."""
     frame = Path(row.path)
-    for boxes in (frame.parent.parent / "gt_bbox" / f"{frame.stem}.txt", frame.with_suffix(".txt")):
+    for boxes in box_files(frame):
         if boxes.is_file():
             classes = class_list(frame)
             counts = Counter(box_class(line, classes) for line in read_lines(boxes))
@@ -55,11 +56,21 @@ def decode(row: Row, side: int) -> np.ndarray:
     return read_picture(row.path, side)
 
 
+def box_files(frame: Path) -> tuple[Path, Path]:
+    """Where the boxes of a frame may be, EAD2020's place first."""
+    return frame.parent.parent / "gt_bbox" / f"{frame.stem}.txt", frame.with_suffix(".txt")
+
+
+def class_files(frame: Path) -> tuple[Path, Path]:
+    """Where the class list of a frame's release may be."""
+    return frame.parent / "class_list.txt", frame.parent.parent / "class_list.txt"
+
+
 def class_list(frame: Path) -> tuple[str, ...]:
     """The classes of the release that a frame belongs to. Raises Refused for a list of others."""
-    for folder in (frame.parent, frame.parent.parent):
-        if (folder / "class_list.txt").is_file():
-            listed = tuple(read_lines(folder / "class_list.txt"))
+    for path in class_files(frame):
+        if path.is_file():
+            listed = tuple(read_lines(path))
             if listed not in (CLASSES, CLASSES[:EAD2019_CLASSES]):
                 raise Refused(f"class_list.txt: expected the classes of EAD2020 or EAD2019, found {len(listed)} others")
             return listed

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medq_ray.pool.sources import Row, Terms
-from medq_ray.pool.sources._files import read_picture, walk
+from medq_ray.pool.sources._files import check_table, read_picture, walk
 
 TERMS = Terms(
     "Kaggle competition rules",
@@ -31,7 +31,8 @@ QUALITY = {"0": "good", "1": "usable", "2": "reject"}
 def find(root: Path) -> Iterator[Row]:
     """One Row for each label; where its picture is missing, a path that does not exist.
 
-    Raises ValueError when there is no label table, or one without its columns or with values of another kind.
+    Raises ValueError when there is no label table, or one that is too large, without its columns or with
+    values of another kind.
     """
     tables, pictures = [], {}
     for path in walk(root):
@@ -56,6 +57,7 @@ def decode(row: Row, side: int) -> np.ndarray:
 
 def read_labels(table: Path) -> list[tuple[str, str]]:
     """(image, quality by name) of every row. Raises ValueError as `find` does."""
+    check_table(table)
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)

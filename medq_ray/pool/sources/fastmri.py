@@ -21,7 +21,7 @@ import numpy as np
 
 from medq_ray.images import MAX_PIXELS, Refused
 from medq_ray.pool.sources import Options, Row, Terms
-from medq_ray.pool.sources._files import chosen, shown, walk
+from medq_ray.pool.sources._files import base, chosen, shown, walk
 
 TERMS = Terms("NYU data sharing agreement", share=False, train=True, note="signed, academic use, no redistribution")
 SPLITS = {"train": "pool", "val": "dev", "test": "test"}
@@ -39,10 +39,10 @@ HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, Attribute
 
 
 def find(root: Path) -> Iterator[Row]:
-    root = Path(root).resolve()
+    top = base(root)
     for path in walk(root):
         if path.suffix.lower() == ".h5":
-            folders = [*reversed(path.relative_to(root).parts[:-1]), root.name]
+            folders = [*reversed(path.relative_to(top).parts[:-1]), top.name]
             named = [match[1] for folder in folders if (match := SPLIT.search(folder))]
             yield Row(str(path), modality="mri", split=SPLITS[named[0]] if named else "")
 
@@ -105,7 +105,8 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise Refused(f"expected {name} to be stored in the file, found it elsewhere")
     if found.dtype.kind != kind or found.ndim not in dimensions or 0 in found.shape:
-        raise Refused(f"expected {name} of kind {kind} with {dimensions} dimensions, found {found.dtype} {found.shape}")
+        number = "a compound type" if found.dtype.names else f"{found.dtype.kind}{found.dtype.itemsize}"  # no names
+        raise Refused(f"expected {name} of kind {kind} with {dimensions} dimensions, found {number} {found.shape}")
     if found.shape[-1] * found.shape[-2] > MAX_PIXELS or found.nbytes // found.shape[0] > MAX_BYTES:
         raise Refused(f"expected at most {MAX_PIXELS} pixels and {MAX_BYTES} bytes a slice, found {found.shape}")
     return found

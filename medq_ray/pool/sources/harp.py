@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medq_ray.pool.sources import Row, Terms
-from medq_ray.pool.sources._files import read_picture, walk_ending
+from medq_ray.pool.sources._files import base, read_picture, walk_ending
 
 TERMS = Terms(
     "not stated",
@@ -32,7 +32,7 @@ BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
 
 def find(root: Path) -> Iterator[Row]:
     """Raises ValueError when there is no such folder or no picture below it."""
-    top = Path(root).resolve()
+    top = base(root)
     for path in walk_ending(root, ENDINGS):
         place = path.relative_to(top)
         folders = place.parts[:-1]

@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
 from medq_ray.images import MAX_PIXELS, Refused, modality_of
 from medq_ray.pool.sources import Options, Row, Terms
-from medq_ray.pool.sources._files import read_picture, walk_ending
+from medq_ray.pool.sources._files import base, read_picture, walk_ending
 
 TERMS = Terms("not stated", share=False, train=True, note="your own pictures: their terms are for you to know")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".svs")
@@ -30,7 +30,7 @@ COMPRESSION_INFO.update({33003: "aperio_ycc", 33005: "aperio_rgb"})
 def find(root: Path) -> Iterator[Row]:
     """Raises ValueError when there is no such folder or no picture below it."""
     for path in walk_ending(root, ENDINGS):
-        yield Row(str(path), modality=modality_of(path, root))
+        yield Row(str(path), modality=modality_of(path, base(root)))
 
 
 def expand(row: Row, options: Options) -> list[Row]:

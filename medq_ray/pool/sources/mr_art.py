@@ -14,7 +14,7 @@ import numpy as np
 
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Options, Row, Terms, nifti
-from medq_ray.pool.sources._files import walk
+from medq_ray.pool.sources._files import check_table, walk
 
 TERMS = Terms("CC0-1.0", share=True, train=True, note="dataset_description.json of the release")
 SCAN = re.compile(r"(sub-[A-Za-z0-9]+)_acq-(standard|headmotion1|headmotion2)_T1w")
@@ -45,8 +45,12 @@ def read_scores(root: Path) -> dict[str, str]:
     for path, column in tables:
         if not path.is_file():
             continue
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
+        check_table(path)
+        try:
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
+        except csv.Error as error:
+            raise ValueError(f"{path}: expected a tab-separated table, found a field that is none") from error
         for number, row in enumerate(rows, 2):
             name, score, place = row.get(column) or "", row.get("score") or "", f"{path}, line {number}"
             name = name.rpartition("/")[2].removesuffix(".nii.gz")

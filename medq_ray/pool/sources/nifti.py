@@ -4,8 +4,9 @@ A picture is upright: anterior is up in axial slices, superior in coronal and sa
 right, as radiologists look at it; in sagittal slices, anterior. Pixels are shown as they are, square, whatever their
 spacing. A key is 'axial 12' or, where there are several volumes, of which the first is taken, 'axial 12 volume 0'.
 
-A volume with a single slice in some direction is cut that way and no other. Folders named after a modality say what
-the images are; `sub-` and `ses-` in a path (BIDS) say whose.
+A volume with a single slice in some direction is cut that way and no other. CT is shown in the usual soft-tissue window
+where its numbers are HU, everything else between PERCENTILES. Folders named after a modality say what the images are;
+`sub-` and `ses-` in a path (BIDS) say whose.
 """
 
 import re
@@ -21,13 +22,16 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from medq_ray.dicom import CT_WINDOW
 from medq_ray.images import MAX_PIXELS, Refused, modality_of
 from medq_ray.pool.sources import Options, Row, Terms
-from medq_ray.pool.sources._files import chosen, shown, walk
+from medq_ray.pool.sources._files import base, chosen, shown, walk
 
 TERMS = Terms("not stated", share=False, train=True, note="the files' owner decides; ask before anything leaves")
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Plane -> the axis along which it is cut, once axes go to the right, anterior and superior."""
+DESCRIPTION = "dataset_description.json"
+"""What BIDS has at the top of a data set and of each of its derivatives."""
 MAX_BYTES = 1 << 30
 """Of one volume as 4-byte numbers: 268 million voxels, 640 each way. Checked before anything is unpacked."""
 PERCENTILES = (0.5, 99.5)
@@ -48,26 +52,31 @@ NIFTI_ERRORS = (
 
 
 def find(root: Path) -> Iterator[Row]:
-    root = Path(root).resolve()
+    top = base(root)
     for path in walk(root):
-        name = path.name.lower()
-        if name.endswith((".nii", ".nii.gz")) or (name.endswith(".img") and path.with_suffix(".hdr").exists()):
-            patient, session = identity(path)
-            yield Row(str(path), modality=modality_of(path, root), patient=patient, session=session)
+        name, header = path.name.lower(), path.with_suffix(".hdr")
+        pair = name.endswith(".img") and header.exists()
+        if pair or name.endswith((".nii", ".nii.gz")):
+            patient, session = identity(path, top)
+            beside = (str(header),) if pair else ()
+            yield Row(str(path), modality=modality_of(path, top), patient=patient, session=session, beside=beside)
 
 
-def identity(path: Path) -> tuple[str, str]:
-    """(patient, session) of a BIDS path, by the innermost `sub-` and `ses-`.
+def identity(path: Path, top: Path) -> tuple[str, str]:
+    """(patient, session) of a BIDS path, by the innermost `sub-` and `ses-` from the folder `top` on.
 
-    Every data set has a sub-01 and every patient a ses-1: the patient names the data set too, which is the folder above
-    the outermost `sub-`, and the session the patient. Without `sub-` the patient is '', and the session the file: its
-    slices are one patient's, whoever that is.
+    Every data set has a sub-01 and every patient a ses-1: the patient names the data set too, and the session the
+    patient. The data set is the outermost folder with a DESCRIPTION, so that its derivatives and whatever else its
+    folders stand for do not make a patient several. Without one the patient is `sub-01` alone: two data sets' patients
+    as one fail loudly when the splits are proven, one patient as two is never seen. Without `sub-` the patient is '',
+    and the session the file: its slices are one patient's, whoever that is.
     """
-    found = {key: re.findall(rf"(?:^|[/_]){key}-([A-Za-z0-9]+)", str(path)) for key in ("sub", "ses")}
+    place = str(path.relative_to(top.parent))  # a folder further out may be called sub-projects
+    found = {key: re.findall(rf"(?:^|[/_]){key}-([A-Za-z0-9]+)", place) for key in ("sub", "ses")}
     if not found["sub"]:
         return "", str(path)
-    above = next((folder.parent for folder in reversed(path.parents) if folder.name.startswith("sub-")), path.parent)
-    patient = f"{above} sub-{found['sub'][-1]}"
+    data_set = next((f"{folder} " for folder in reversed(path.parents) if (folder / DESCRIPTION).is_file()), "")
+    patient = f"{data_set}sub-{found['sub'][-1]}"
     return patient, f"{patient} ses-{found['ses'][-1]}" if found["ses"] else ""
 
 
@@ -90,7 +99,10 @@ def expand(row: Row, options: Options) -> list[Row]:
 def decode(row: Row, side: int) -> np.ndarray:
     """One slice. Raises Refused."""
     plane, index, *_ = row.key.split()
-    values, slope, low, high = _volume(row.path, Path(row.path).stat().st_mtime_ns)
+    values, slope, intercept, low, high = _volume(row.path, Path(row.path).stat().st_mtime_ns)
+    black, white = (level - intercept for level in CT_WINDOW)
+    if row.modality == "ct" and low < black:  # nothing as dark as fat or air: numbers from 0 to 1 or 255, not HU
+        low, high = black, white
     cut = np.moveaxis(values, PLANES[plane], 0)[int(index)].astype(np.float32) * np.float32(slope)
     return shown(cut[::-1, ::-1].T, low, high)
 
@@ -122,9 +134,9 @@ def _opened(path: str) -> tuple[SpatialImage, tuple[int, ...], list[int]]:
 
 
 @lru_cache(maxsize=1)
-def _volume(path: str, changed: int) -> tuple[np.ndarray, float, float, float]:
+def _volume(path: str, changed: int) -> tuple[np.ndarray, float, float, float, float]:
     """(numbers of a file's first volume as they are stored, with axes to the right, anterior, superior; what they are
-    to be multiplied by; black and white after that). The header's intercept is left out: it changes nothing that is shown.
+    to be multiplied by; what is to be added then; PERCENTILES between the two steps).
 
     changed: when the file was, so that another one of its name is read anew. Kept, since the slices of a file are asked
     for one after the other.
@@ -142,4 +154,4 @@ def _volume(path: str, changed: int) -> tuple[np.ndarray, float, float, float]:
         raise Refused("expected numbers, found none that is finite")
     low, high = np.percentile(finite * float(proxy.slope), PERCENTILES)
     values = nibabel.apply_orientation(values.reshape((*values.shape, 1)[:3]), nibabel.io_orientation(image.affine))
-    return values, float(proxy.slope), float(low), float(high)
+    return values, float(proxy.slope), float(proxy.inter), float(low), float(high)

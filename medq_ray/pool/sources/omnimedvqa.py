@@ -16,7 +16,7 @@ import numpy as np
 
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Options, Row, Terms
-from medq_ray.pool.sources._files import read_picture
+from medq_ray.pool.sources._files import check_table, read_picture
 
 TERMS = Terms(
     "not stated",
@@ -44,12 +44,13 @@ For the other data sets no rule is known."""
 def find(root: Path) -> Iterator[Row]:
     """One Row for each distinct image of our modalities, and one, of the table, for each question without a safe path.
 
-    Raises ValueError when `root` is the zip or has no QA_information, or a table in it is no list of objects.
+    Raises ValueError when `root` is the zip or has no QA_information, or a table in it is too large or no list of objects.
     """
     root = Path(root).resolve()
     if root.is_file():
         raise ValueError(f"{root}: expected the folder of OmniMedVQA, found a file: unzip it first")
-    tables = [path for part in ACCESS for path in sorted((root / "QA_information" / part).glob("*.json"))]
+    folders = [folder for part in ACCESS if (folder := root / "QA_information" / part).is_dir()]
+    tables = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix == ".json"]
     if not tables:
         raise ValueError(f"{root}: expected QA_information/Open-access/*.json, found none")
     seen = set()
@@ -77,6 +78,7 @@ def decode(row: Row, side: int) -> np.ndarray:
 
 def read_items(table: Path) -> list[dict]:
     """Raises ValueError as `find` does."""
+    check_table(table)
     try:
         items = json.loads(table.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -16,6 +16,7 @@ def find(root: Path) -> Iterator[Row]:
     """Raises ValueError when `root` holds no finished world."""
     names = ["uri", "modality", "patient", "session", "split", "source"]
     for row in read_world(root).images.select(names).to_pylist():
+        row["session"] = row["session"] and f"{row['patient']} {row['session']}"  # every patient has a first one
         yield Row(row.pop("uri"), private=row.pop("source") != "synthetic", **row)
 
 

@@ -60,10 +60,25 @@ def test_frames_patient_study_and_burned_in_text(tmp_path):
     (tmp_path / "a.dcm").write_bytes(dicom_bytes(10, IssuerOfPatientID="Ward", BurnedInAnnotation="YES"))
     rows = list(list_rows("dicom", tmp_path, Options(slices=2)))
     assert [row.key for row in rows] == ["3", "7"]
-    assert {(row.modality, row.patient, row.session) for row in rows} == {("ct", "Ward\tjane-7", "1.9")}
+    assert {(row.modality, row.patient, row.session) for row in rows} == {("ct", "jane-7", "1.9")}
     assert rows[0].labels == {"burned_in": "yes"} and rows[0].split == ""
     levels = [dicom.decode(row, 512)[0, 0, 0] for row in rows]
     assert levels == [round((40 + 30 + 160) / 400 * 255), round((40 + 70 + 160) / 400 * 255)]
+
+
+def test_an_issuer_does_not_tear_a_patient_apart_and_burned_in_text_stays_private(tmp_path):
+    for issuer, burned in (("Ward", "YES"), ("", "NO"), ("", "")):
+        (tmp_path / f"{issuer}{burned}.dcm").write_bytes(dicom_bytes(IssuerOfPatientID=issuer, BurnedInAnnotation=burned))
+    rows = list(list_rows("dicom", tmp_path, Options()))
+    assert {row.patient for row in rows} == {"jane-7"} and len(rows) == 3
+    assert {row.labels.get("burned_in"): row.private for row in rows} == {"yes": True, "no": False, None: False}
+
+
+def test_one_archive_or_file_is_a_root(tmp_path):
+    path = zip_of(tmp_path / "study.zip", {"a.dcm": dicom_bytes(), "b.dcm": dicom_bytes()})
+    (tmp_path / "c.dcm").write_bytes(dicom_bytes())
+    assert [row.path for row in list_rows("dicom", path, Options())] == [str(path)] * 2
+    assert [row.path for row in list_rows("dicom", tmp_path / "c.dcm", Options())] == [str(tmp_path / "c.dcm")]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_frames_find_their_boxes_in_both_layouts_and_forms(tmp_path):
         np.testing.assert_array_equal(ead2020.decode(row, 32), PIXELS)
 
 
+def test_files_that_decide_about_the_labels_are_named_whether_they_exist_or_not(tmp_path):
+    frame(tmp_path, "frames/1.jpg", "0 0.5 0.5 0.1 0.1", "gt_bbox/1.txt")
+    [row] = ead2020.find(tmp_path)
+    names = ("gt_bbox/1.txt", "frames/1.txt", "frames/class_list.txt", "class_list.txt")
+    assert row.beside == tuple(str(tmp_path.resolve() / name) for name in names)
+    assert rows_of("ead2020", row, Options())[0].beside == row.beside
+
+
 def test_videos_of_ead2019_group_and_edd2020_is_passed_over(tmp_path):
     for name in ("1772_A_M62_00012", "1772_A_M62_00013", "EDD2020_BA0001", "00005"):
         frame(tmp_path, f"{name}.jpg")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medq_ray.pool.sources import eyeq
+from medq_ray.pool.sources import _files, eyeq
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (20, 20, 3), dtype=np.uint8)
 TRAIN = ",image,quality,DR_grade\n0,10009_left.jpeg,0,0\n1,10009_right.jpeg,1,2\n2,1000_left.jpeg,2,4\n"
@@ -75,3 +75,10 @@ def test_a_table_of_another_kind_is_told_in_one_line_that_names_it(tmp_path, tex
     with pytest.raises(ValueError, match=reason) as error:
         list(eyeq.find(tmp_path))
     assert "Label_EyeQ_train.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_table_too_large_to_be_read_whole_is_told(tmp_path, monkeypatch):
+    layout(tmp_path)
+    monkeypatch.setattr(_files, "MAX_TABLE", len(TEST))
+    with pytest.raises(ValueError, match=f"train.csv: expected a table of at most {len(TEST)} bytes, found {len(TRAIN)}"):
+        list(eyeq.find(tmp_path))

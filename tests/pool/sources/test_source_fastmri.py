@@ -85,6 +85,11 @@ def test_emulated_single_coil_files_have_a_reconstruction_of_their_own(tmp_path)
     assert fastmri.expand(Row(path), Options(slices=1))[0].key == "reconstruction_esc 1"
 
 
+def test_one_file_is_a_root(tmp_path):
+    path = save(tmp_path / "multicoil_val" / "x.h5", reconstruction_rss=scene(2, 8, 8))
+    assert [(row.path, row.split) for row in fastmri.find(path)] == [(path, "dev")]
+
+
 def test_refusals(tmp_path):
     def refusal(**datasets) -> str:
         path = save(tmp_path / "Doe_Jane.h5", **datasets)
@@ -95,9 +100,11 @@ def test_refusals(tmp_path):
 
     images = scene(2, 8, 8)
     assert "one of reconstruction_rss, reconstruction_esc, kspace, found none" in refusal(mask=np.ones(3))
-    assert "float32 (8, 8)" in refusal(reconstruction_rss=images[0])
-    assert "int64 (2, 8, 8)" in refusal(reconstruction_rss=np.ones((2, 8, 8), np.int64))
-    assert "float32 (2, 8, 8)" in refusal(kspace=images)
+    assert "found f4 (8, 8)" in refusal(reconstruction_rss=images[0])
+    assert "found i8 (2, 8, 8)" in refusal(reconstruction_rss=np.ones((2, 8, 8), np.int64))
+    assert "found f4 (2, 8, 8)" in refusal(kspace=images)
+    named = np.zeros((2, 8, 8), [("Jane Doe", "f4")])
+    assert "found a compound type (2, 8, 8)" in refusal(reconstruction_rss=named)
     assert "patient_id" in refusal(reconstruction_rss=images, attributes={"acquisition": "AXT2", "name": "Jane"})
     assert "finite" in refusal(reconstruction_rss=np.full((1, 4, 4), np.nan, np.float32))
     (tmp_path / "Doe_Jane.h5").write_bytes(b"Jane" * 100)

@@ -1,5 +1,6 @@
 """Pictures in any folder are read as they are; of a slide only the thumbnail, never the paper label."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Options, images, rows_of
+from medq_ray.pool.sources._files import read_picture
 
 REALDATA = Path(__file__).parents[3].parent / "shared" / "realdata"
 real = pytest.mark.skipif(not REALDATA.is_dir(), reason="shared/realdata is not beside this checkout")
@@ -91,10 +93,66 @@ def test_deep_animated_and_stacked_pictures_are_refused(tmp_path):
         assert name not in str(refused.value)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_a_camera_held_on_its_side_gives_upright_pictures(tmp_path, ending):
+    upright = np.zeros((1200, 1600, 3), np.uint8)
+    upright[:300], upright[:, :400, 1] = 250, 250
+    for orientation, stored in {1: upright, 3: upright[::-1, ::-1], 6: np.rot90(upright), 8: np.rot90(upright, -1)}.items():
+        exif = Image.Exif()
+        exif[274] = orientation
+        picture = Image.fromarray(np.ascontiguousarray(stored))
+        picture.save(tmp_path / f"x.{ending}", exif=exif, **({"lossless": True} if ending == "webp" else {}))
+        pixels = read_picture(tmp_path / f"x.{ending}", 512)
+        factor = 1200 // len(pixels)
+        assert factor == (2 if ending == "jpg" else 1)  # a JPEG is still decoded at a part of its size
+        assert pixels.shape == (1200 // factor, 1600 // factor, 3)
+        assert np.abs(pixels.astype(int) - upright[::factor, ::factor]).mean() < 1
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x" * 40])
+def test_damaged_orientation_does_not_cost_the_picture(tmp_path, exif):
+    for ending in ("jpg", "png"):
+        Image.fromarray(pixels_of(1)).save(tmp_path / f"x.{ending}", exif=exif)
+        assert read_picture(tmp_path / f"x.{ending}").shape == (24, 32, 3)
+
+
+def test_one_picture_is_a_root(tmp_path):
+    (tmp_path / "ct").mkdir()
+    Image.fromarray(pixels_of(1)).save(tmp_path / "ct" / "x.png")
+    assert [(row.path, row.modality) for row in images.find(tmp_path / "ct" / "x.png")] == [
+        (str(tmp_path / "ct" / "x.png"), "ct")
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_does_not_look_empty(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels_of(1)).save(tmp_path / name / "x.png")
+    real_scandir = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "b":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real_scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        list(images.find(tmp_path))
+
+
+def test_links_to_files_are_taken_and_links_to_folders_are_not_followed(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "out").mkdir()
+    Image.fromarray(pixels_of(1)).save(tmp_path / "out" / "x.png")
+    (tmp_path / "root" / "folder").symlink_to(tmp_path / "out")
+    (tmp_path / "root" / "y.png").symlink_to(tmp_path / "out" / "x.png")
+    assert [Path(row.path).name for row in images.find(tmp_path / "root")] == ["y.png"]
+
+
 def test_a_root_without_pictures_is_told(tmp_path):
     with pytest.raises(ValueError, match="found none"):
         list(images.find(tmp_path))
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         list(images.find(tmp_path / "absent"))
 
 

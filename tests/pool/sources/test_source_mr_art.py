@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medq_ray.images import Refused
-from medq_ray.pool.sources import Options, list_rows, mr_art
+from medq_ray.pool.sources import Options, _files, list_rows, mr_art
 
 REALDATA = Path(__file__).parents[3].parent / "shared" / "realdata"
 ACQUISITIONS = ("standard", "headmotion1", "headmotion2")
@@ -78,6 +78,17 @@ def test_tables_with_other_columns_or_scores(release):
             list(mr_art.find(release))
     with pytest.raises(ValueError, match="expected sub-"):
         list(mr_art.find(release / "derivatives"))
+
+
+def test_a_table_with_an_endless_field_or_too_large_is_told_in_one_line(release, monkeypatch):
+    table = release / "derivatives" / "scores.tsv"
+    table.write_text("bids_name\tscore\n" + "x" * 200_000 + "\t1\n")
+    with pytest.raises(ValueError, match="scores.tsv: expected a tab-separated table") as caught:
+        list(mr_art.find(release))
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(_files, "MAX_TABLE", 1000)
+    with pytest.raises(ValueError, match="scores.tsv: expected a table of at most 1000 bytes"):
+        list(mr_art.find(release))
 
 
 def test_pointers_of_a_git_checkout_are_refused(release):

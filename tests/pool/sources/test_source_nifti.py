@@ -62,7 +62,7 @@ def test_one_window_for_all_slices_of_a_volume(tmp_path):
     values = np.zeros(SHAPE, np.float32)
     values += np.arange(8)
     values[0, 0, 0] = np.nan
-    save(tmp_path / "ct" / "a.nii", values)
+    save(tmp_path / "ct" / "a.nii", values)  # no HU: nothing is as dark as air
     rows = list(list_rows("nifti", tmp_path, Options(slices=0)))
     levels = [int(nifti.decode(row, 512)[5, 5, 0]) for row in rows]
     assert levels == [round(i / 7 * 255) for i in range(8)]
@@ -103,19 +103,60 @@ def test_several_volumes_and_single_slices(tmp_path):
     assert flat["coronal 0"].shape == (8, 10, 3)
 
 
+def bids(root: Path, *places: str) -> dict[str, Row]:
+    """What `find` finds below `root` after scans were saved at some places of it."""
+    for place in places:
+        save(root / place, marked())
+    return {str(Path(row.path).relative_to(root)): row for row in nifti.find(root)}
+
+
 def test_patient_and_session_by_bids(tmp_path):
-    """Data sets do not share their sub-01; the slices of a file without a patient stay together."""
+    """Data sets do not share their sub-01, nor patients their ses-1; a loose file's slices stay together."""
     for data in ("a", "b"):
-        save(tmp_path / data / "mri" / "sub-01" / "ses-2" / "anat" / "sub-01_ses-2_T1w.nii.gz", marked())
-        save(tmp_path / data / "mri" / "sub-01" / "ses-3" / "anat" / "sub-01_ses-3_T1w.nii.gz", marked())
-    save(tmp_path / "a" / "mri" / "sub-02" / "anat" / "sub-02_T1w.nii.gz", marked())
-    save(tmp_path / "mri" / "loose.nii.gz", marked())
-    rows = {Path(row.path).relative_to(tmp_path).parts[:3]: row for row in nifti.find(tmp_path)}
-    assert len({row.patient for row in rows.values()}) == 4  # '' among them
-    assert len({row.session for row in nifti.find(tmp_path) if "sub-01" in row.path}) == 4
-    assert rows["mri", "loose.nii.gz"].patient == "" and rows["mri", "loose.nii.gz"].session.endswith("loose.nii.gz")
-    assert rows["a", "mri", "sub-02"].session == ""
-    assert {row.patient for row in nifti.find(tmp_path / "a" / "mri" / "sub-02")} == {rows["a", "mri", "sub-02"].patient}
+        (tmp_path / data).mkdir()
+        (tmp_path / data / "dataset_description.json").write_text("{}")
+    scans = [f"{data}/sub-{sub}/ses-{ses}/anat/sub-{sub}_ses-{ses}_T1w.nii.gz"
+             for data in "ab" for sub in ("01", "02") for ses in (1, 2)]  # fmt: skip
+    rows = bids(tmp_path, *scans, "a/sub-03/anat/sub-03_T1w.nii.gz", "loose.nii.gz")
+    assert len({row.patient for row in rows.values()} - {""}) == 5 and len({rows[scan].session for scan in scans}) == 8
+    assert rows["loose.nii.gz"].patient == "" and rows["loose.nii.gz"].session == str(tmp_path / "loose.nii.gz")
+    assert rows["a/sub-03/anat/sub-03_T1w.nii.gz"].session == ""
+    scan = tmp_path / scans[0]
+    for root in (tmp_path / "a", tmp_path / "a" / "sub-01", scan.parent, scan):  # whatever the root
+        (again,) = (row for row in nifti.find(root) if row.path == str(scan))
+        assert (again.patient, again.session) == (rows[scans[0]].patient, rows[scans[0]].session)
+
+
+@pytest.mark.parametrize("described", [[], ["ds"], ["ds", "ds/derivatives/x"]])
+def test_folders_of_a_data_set_do_not_tear_a_patient_apart(tmp_path, described):
+    for folder in described:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "dataset_description.json").write_text("{}")
+    above = ("train", "test", "derivatives/x")
+    rows = bids(tmp_path, *(f"ds/{folder}/sub-01/ses-2/sub-01_ses-2_T1w.nii" for folder in above))
+    patient = f"{tmp_path}/ds sub-01" if described else "sub-01"
+    assert len(rows) == 3 and {(row.patient, row.session) for row in rows.values()} == {(patient, f"{patient} ses-2")}
+
+
+def test_folders_further_out_than_the_root_are_no_patients(tmp_path):
+    home = tmp_path / "sub-projects" / "ses-9" / "mine"
+    rows = bids(home / "mri", "a.nii", "sub-7_T1w.nii")
+    assert (rows["a.nii"].patient, rows["sub-7_T1w.nii"].patient) == ("", "sub-7")
+    assert rows["sub-7_T1w.nii"].session == "" and {row.modality for row in rows.values()} == {"mri"}
+    (alone,) = nifti.find(home / "mri" / "a.nii")
+    assert alone == rows["a.nii"]
+
+
+@pytest.mark.parametrize("slope, intercept", [(1, 0), (1, -1024), (0.5, 100)])
+def test_ct_in_hounsfield_units_is_shown_in_the_usual_window(tmp_path, slope, intercept):
+    units = np.zeros(SHAPE, np.float32) - 1000
+    units[:, :, 4] = np.array([-1000, -160, 40, 240, 2900, -1000, -1000, 0, 0, 0])[:, None]
+    save(tmp_path / "ct" / "a.nii", ((units - intercept) / slope).astype(np.int16))
+    data = bytearray((tmp_path / "ct" / "a.nii").read_bytes())
+    data[112:120] = np.array([slope, intercept], "<f4").tobytes()  # scl_slope, scl_inter
+    (tmp_path / "ct" / "a.nii").write_bytes(data)
+    (row,) = (row for row in list_rows("nifti", tmp_path, Options(slices=0)) if row.key == "axial 4")
+    assert nifti.decode(row, 512)[5, ::-1, 0][:5].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_pairs_of_header_and_image(tmp_path):
@@ -124,6 +165,8 @@ def test_pairs_of_header_and_image(tmp_path):
     (tmp_path / "mri" / "disk.img").write_bytes(b"x")
     found = list(nifti.find(tmp_path))
     assert [Path(row.path).name for row in found] == ["a.img", "b.img"]
+    assert [row.beside for row in found] == [(row.path.replace(".img", ".hdr"),) for row in found]
+    assert not next(nifti.find(Path(save(tmp_path / "c.nii", marked())))).beside
     assert nifti.decode(nifti.expand(found[0], Options())[0], 512).shape == (12, 10, 3)
     with pytest.raises(Refused, match="expected NIfTI, found"):
         nifti.expand(found[1], Options())

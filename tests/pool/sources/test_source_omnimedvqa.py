@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medq_ray.images import Refused
-from medq_ray.pool.sources import Options, omnimedvqa, rows_of
+from medq_ray.pool.sources import Options, _files, omnimedvqa, rows_of
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (20, 20, 3), dtype=np.uint8)
 MR, CT = "MR (Mag-netic Resonance Imaging)", "CT(Computed Tomography)"
@@ -92,4 +92,11 @@ def test_the_zip_and_another_folder_are_told(tmp_path):
     with pytest.raises(ValueError, match="unzip it first"):
         list(omnimedvqa.find(tmp_path / "OmniMedVQA.zip"))
     with pytest.raises(ValueError, match="QA_information"):
+        list(omnimedvqa.find(tmp_path))
+
+
+def test_a_table_too_large_to_be_read_whole_is_told(tmp_path, monkeypatch):
+    table(tmp_path, "Large", [item("Images/a.png", MR)])
+    monkeypatch.setattr(_files, "MAX_TABLE", 20)
+    with pytest.raises(ValueError, match="Large.json: expected a table of at most 20 bytes, found"):
         list(omnimedvqa.find(tmp_path))

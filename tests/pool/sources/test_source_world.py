@@ -31,3 +31,9 @@ def test_what_was_made_of_real_images_is_private(tmp_path):
     sources = dict(zip(*(read_world(tmp_path / "w").images[name].to_pylist() for name in ("uri", "source")), strict=True))
     assert {row.private for row in rows} == {True, False}
     assert all(row.private == (sources[row.path] == "synthetic-on-real") for row in rows)
+
+
+def test_appointments_of_different_patients_have_different_names(tmp_path):
+    write_world(tmp_path / "w", 30, 1, size=56)
+    rows = [row for row in list_rows("world", tmp_path / "w", Options()) if row.session]
+    assert rows and len({row.session for row in rows}) == len({(row.patient, row.session) for row in rows})
