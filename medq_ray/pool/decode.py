@@ -2,8 +2,8 @@
 
 import fcntl
 import json
-import math
 import os
+import re
 import select
 import signal
 import subprocess
@@ -18,22 +18,29 @@ from medq_ray.images import MAX_PIXELS, Refused, pixel_digest
 from medq_ray.pool.hashing import THUMB_SIDE
 from medq_ray.pool.jail import FRAME, LONGEST_REASON
 from medq_ray.pool.sources import Options, Row
+from medq_ray.schema import SPLITS
 
-KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+KEPT = (
+    *("PATH", "LANG", "LC_ALL", "HOME", "TZ"),
+    *("VIRTUAL_ENV", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"),
+)
 """Environment of the child: no API key is among these."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 MAX_TEXT = 16 << 20
-"""Longest list of rows believed, in bytes: about 50,000 slices of one file."""
+"""Longest list of rows believed, in bytes: at 300 a row, 50,000 slices of one file."""
 MAX_WORD = 4096
 """Longest text of a row believed, in characters: Linux's longest path."""
+MAX_QUALITY = 1e6
+"""Above any sharpness and noise of 8-bit grey levels."""
 STEPS = ("decode", "memory", "crash", "timeout", "label", "modality", "missing")
 """What a problem may begin with."""
 NONSENSE = "crash: its decoder gave no answer that makes sense"
+SURROGATE = re.compile("[\ud800-\udfff]")
 BLANK = asdict(Row(""))
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
 DYING_SECONDS = 5
-"""From the end of a child's answers to its own; killing 2 GB takes a second."""
+"""From the end of a child's answers to its own, our choice; then it is killed."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,10 @@ def believed_look(facts: dict, raw: bytes, side: int) -> Look:
         thumb = bytes.fromhex(small)
     except ValueError as error:
         raise Broken(NONSENSE) from error
-    sizes = 1 <= height <= side and 1 <= width <= side and height * width * 3 == len(raw) and len(thumb) == THUMB_SIDE**2
-    numbers = type(bits) is int and 0 <= bits < 1 << 64 and all(
-        math.isfinite(value) and 0 <= value < 1e6 for value in (sharpness, noise)
-    )
-    if not (sizes and numbers):
+    sizes = 1 <= height <= side and 1 <= width <= side and height * width * 3 == len(raw)
+    sizes = sizes and len(thumb) == THUMB_SIDE**2
+    whole = all(type(value) is int for value in (height, width, bits)) and 0 <= bits < 1 << 64
+    if not (sizes and whole and 0 <= sharpness < MAX_QUALITY and 0 <= noise < MAX_QUALITY):  # false for NaN
         raise Broken(NONSENSE)
     pixels = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
     if name != pixel_digest(pixels):
@@ -120,7 +126,7 @@ def believed_row(found: object, asked: Row) -> Row:
     if (
         not all(sayable(word) for word in words)
         or not (row.path == asked.path or below and sayable(row.path))
-        or row.split != (asked.split or row.split)
+        or row.split not in ((asked.split,) if asked.split else ("", *SPLITS))
         or asked.private > row.private
     ):
         raise Broken(NONSENSE)
@@ -131,7 +137,7 @@ def believed_row(found: object, asked: Row) -> Row:
 
 def sayable(word: object) -> bool:
     """Whether it is a text that a table can hold: no halves of surrogate pairs."""
-    return isinstance(word, str) and len(word) <= MAX_WORD and not any("\ud800" <= letter <= "\udfff" for letter in word)
+    return isinstance(word, str) and len(word) <= MAX_WORD and not SURROGATE.search(word)
 
 
 class Sandbox:
@@ -174,7 +180,7 @@ class Sandbox:
         for _ in range(2):
             try:
                 facts, raw = self._exchange(request)
-                if "problem" not in facts:
+                if facts.keys() != {"problem"} or raw:
                     return believed(facts, raw)
                 problem = believed_problem(facts["problem"])
             except Broken as error:

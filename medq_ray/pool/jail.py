@@ -2,10 +2,10 @@
 
     python -m medq_ray.pool.jail MEMORY_MB
 
-Started by `pool.decode.Sandbox`. It dies with its parent and cannot allocate more than its limit, make a socket, start a
-program or process, signal or trace another one, or change a file; where the kernel has Landlock, it cannot look into
-/proc either (`lock_up` tells what is left without). It can read other files of its user, but has no way to send them
-than its answer. Requests come as JSON; answers go as JSON and raw pixels, of which the parent believes nothing.
+Started by `pool.decode.Sandbox`. It dies with its parent and cannot allocate more than its limit, make a socket, start
+a program or process, signal or trace another one; where the kernel has Landlock, it cannot change a file or look into
+/proc either (`lock_up` tells what is left without). It can read other files of its user, but send them nowhere except
+in its answer. Requests come as JSON; answers go as JSON and raw pixels, of which the parent believes nothing.
 """
 
 import ctypes

@@ -51,7 +51,7 @@ class Thresholds:
     """Bits; as evolve.phash_radius."""
     quality_tolerance: float = 0.1
     """Relative; as evolve.quality_tolerance."""
-    likeness_radius: int = 8
+    likeness_radius: int = 6
     """Bits within which images without a patient can be one cluster."""
     embedding: float = 0.99
     """Cosine at or above which two images count as one patient's, if nobody says whose they are."""

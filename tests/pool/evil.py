@@ -72,7 +72,7 @@ def decode(row, side):
         case "limit":
             resource.prlimit(os.getppid(), resource.RLIMIT_CPU)
         case "native":
-            gave = ctypes.CDLL(None).syscall(*(ctypes.c_long(int(word)) for word in row.key.split()), ctypes.c_long(os.getppid()))
+            gave = ctypes.CDLL(None).syscall(ctypes.c_long(int(row.key)), ctypes.c_long(os.getppid()))
             raise Refused(f"it gave {gave}")
         case "threads":
             with ThreadPoolExecutor(2) as threads:

@@ -11,9 +11,10 @@ A reader is a module with
 The root is a folder or, for readers of loose files, one file.
 
 `find` runs in the driver and may raise ValueError when the whole root is not what it should be, saying what was
-expected and what was found, and OSError for a folder that it may not read. `expand` and `decode` open files that may be hostile: they run in a limited child process
-(`pool.decode`), and raise images.Refused about one file. Its message reaches people and tables: no path, no name, id or
-date of a patient may be in it. Of any other exception only the type is told.
+expected and what was found, and OSError for a folder that it may not read. `expand` and
+`decode` open files that may be hostile: they run in a limited child process (`pool.decode`), and raise images.Refused
+about one file. Its message reaches people and tables: no path, no name, id or date of a patient may be in it. Of any
+other exception only the type is told.
 
 To add a reader of your own, register its module under the entry point group 'medq_ray.sources'.
 """

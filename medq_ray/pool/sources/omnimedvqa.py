@@ -44,7 +44,8 @@ For the other data sets no rule is known."""
 def find(root: Path) -> Iterator[Row]:
     """One Row for each distinct image of our modalities, and one, of the table, for each question without a safe path.
 
-    Raises ValueError when `root` is the zip or has no QA_information, or a table in it is too large or no list of objects.
+    Raises ValueError when `root` is the zip or has no QA_information, or a table in it is too large or no list of
+    objects.
     """
     root = Path(root).resolve()
     if root.is_file():

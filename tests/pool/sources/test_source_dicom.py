@@ -68,7 +68,8 @@ def test_frames_patient_study_and_burned_in_text(tmp_path):
 
 def test_an_issuer_does_not_tear_a_patient_apart_and_burned_in_text_stays_private(tmp_path):
     for issuer, burned in (("Ward", "YES"), ("", "NO"), ("", "")):
-        (tmp_path / f"{issuer}{burned}.dcm").write_bytes(dicom_bytes(IssuerOfPatientID=issuer, BurnedInAnnotation=burned))
+        data = dicom_bytes(IssuerOfPatientID=issuer, BurnedInAnnotation=burned)
+        (tmp_path / f"x{issuer}{burned}.dcm").write_bytes(data)
     rows = list(list_rows("dicom", tmp_path, Options()))
     assert {row.patient for row in rows} == {"jane-7"} and len(rows) == 3
     assert {row.labels.get("burned_in"): row.private for row in rows} == {"yes": True, "no": False, None: False}

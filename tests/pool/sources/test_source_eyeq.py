@@ -80,5 +80,5 @@ def test_a_table_of_another_kind_is_told_in_one_line_that_names_it(tmp_path, tex
 def test_a_table_too_large_to_be_read_whole_is_told(tmp_path, monkeypatch):
     layout(tmp_path)
     monkeypatch.setattr(_files, "MAX_TABLE", len(TEST))
-    with pytest.raises(ValueError, match=f"train.csv: expected a table of at most {len(TEST)} bytes, found {len(TRAIN)}"):
+    with pytest.raises(ValueError, match=f"train.csv: expected .* at most {len(TEST)} bytes, found {len(TRAIN)}"):
         list(eyeq.find(tmp_path))

@@ -28,7 +28,8 @@ def test_what_was_made_of_real_images_is_private(tmp_path):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64), np.uint8)).save(path)
     write_world(tmp_path / "w", 60, 1, size=56, base=tmp_path)
     rows = list(list_rows("world", tmp_path / "w", Options()))
-    sources = dict(zip(*(read_world(tmp_path / "w").images[name].to_pylist() for name in ("uri", "source")), strict=True))
+    images = read_world(tmp_path / "w").images
+    sources = dict(zip(images["uri"].to_pylist(), images["source"].to_pylist(), strict=True))
     assert {row.private for row in rows} == {True, False}
     assert all(row.private == (sources[row.path] == "synthetic-on-real") for row in rows)
 
