@@ -135,7 +135,7 @@ def synth(out: Path, images: int, seed: int, size: int, base: Path | None, as_js
               help="Images of a volume, from its middle 80 %; 0: all.")  # fmt: skip
 @click.option("--plane", type=click.Choice(["axial", "coronal", "sagittal"]), default="axial", show_default=True)
 @click.option("--encoder", default="embedded", show_default=True, help="open_clip model: see encoder.name.")
-@click.option("--side", type=click.IntRange(min=224), default=2048, show_default=True, help="Longest side kept, in pixels.")
+@click.option("--side", type=click.IntRange(min=224), default=2048, show_default=True, help="Longest side kept, in px.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Actors; 0: one a core.")
 @click.option("--gpus", type=click.FloatRange(0, 1), default=0.0, help="Share of a GPU for each actor.")
 @click.option("--memory-mb", type=click.IntRange(min=768), default=2048, show_default=True, help="To open one file.")
@@ -159,7 +159,8 @@ def ingest(source: str, root: Path, pool_root: Path, as_json: bool, **chosen) ->
 
     encoder_folder(chosen["encoder"])  # what is wrong is told before anything is made
     phase.check_root(source, root)
-    work = phase.Work(chosen["workers"], chosen["gpus"], Limits(chosen["memory_mb"], chosen["seconds"]), chosen["retry"])
+    limits = Limits(chosen["memory_mb"], chosen["seconds"])
+    work = phase.Work(chosen["workers"], chosen["gpus"], limits, chosen["retry"])
     made = phase.create_pool(pool_root, chosen["encoder"], chosen["side"])
     with resumable(), quiet(made.private / phase.LOG, people=2 if as_json else 1):
         counts = phase.ingest(
@@ -182,7 +183,8 @@ def pool() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print proof.json.")
 @click.pass_context
 def verify_pool(ctx: click.Context, pool_root: Path, phash_radius: int, embedding: float, as_json: bool) -> None:
-    """Prove that pool, dev and test share no patient, session, image, near-duplicate or look-alike. Exit code 1 if they do.
+    """Prove that pool, dev and test share no patient, session, image, near-duplicate or look-alike. Exit code 1 if
+    they do.
 
     Example:  medq pool verify p
     """

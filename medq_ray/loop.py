@@ -141,11 +141,8 @@ class Loop:
             "pool",
             lambda folder: prepare(folder, world=self.world, config=config, own=own),
             sections=("encoder", "pool"),
-            inputs={
-                "world": self.world.digest,
-                "encoder": digest_folder(encoder) if encoder else config.encoder.name,
-                "pool": pool_identity(config),
-            },
+            inputs={"world": self.world.digest, "pool": pool_identity(config),
+                    "encoder": digest_folder(encoder) if encoder else config.encoder.name},  # fmt: skip
         )
         self.pool = pool_of(config, own)
         check_use(self.pool, config)

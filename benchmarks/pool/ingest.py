@@ -75,7 +75,8 @@ def measure(quick: bool) -> list[dict]:
         draw(root, small, large)
         every, seconds, much = run(root, Path(folder) / "large", 2)
     return [
-        row("ingest: two workers over one", two, one, two / one, "images/s", f"{small:,} JPEGs of {PIXELS} px, embedded encoder"),
+        row("ingest: two workers over one", two, one, two / one, "images/s",
+            f"{small:,} JPEGs of {PIXELS} px, embedded encoder"),
         row("ingest: peak memory", much, little, much / little, "GB",
             f"peer: ours at {small:,}; ours: at {large:,} images, {every:.0f} images/s, {seconds:.0f} s in all"),
     ]  # fmt: skip

@@ -4,14 +4,12 @@ FAISS answers 2,000 queries; its time for all is extrapolated, and its answers m
 100,000 centres with ten copies each, of which up to three bits are flipped. Needs 1 GB of memory.
 """
 
-import re
 import time
-from pathlib import Path
 
 import numpy as np
 from joblib import cpu_count
 
-from benchmarks.pool.rows import row
+from benchmarks.pool.rows import peak_gb, row
 from medq_ray.pool.dedup import near_pairs
 
 RADIUS, QUERIES = 6, 2_000
@@ -49,11 +47,6 @@ def by_faiss(hashes: np.ndarray) -> tuple[float, int]:
     start = time.perf_counter()
     bounds, _, _ = index.range_search(codes[:QUERIES], RADIUS + 1)  # finds what is below, strictly
     return (time.perf_counter() - start) * len(hashes) / QUERIES, int(bounds[-1]) - QUERIES
-
-
-def peak_gb() -> float:
-    """Of this process; ru_maxrss would be that of the process that started it, if that has had more."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024 / 1e9
 
 
 def measure(quick: bool) -> list[dict]:

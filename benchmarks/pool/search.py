@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from joblib import cpu_count
 
+from benchmarks.pool.rows import peak_gb, row
 from medq_ray.pool.ingest import CHUNK, write_shard
 from medq_ray.pool.search import BLOCK, within, within_shards
+from medq_ray.schema import looked_schema
 
 PROTOTYPES, DIM, TAU, REPEATS = 20, 512, 0.75, 3
 SQUARE = 2_048
@@ -79,10 +81,6 @@ def search_files(prototypes: np.ndarray, folder: str) -> tuple[float, float, int
     return seconds, int(peak.group(1)) * 1024 / 1e9, hits.num_rows
 
 
-def row(name: str, ours: float, peer: float | None, ratio: float | None, unit: str, note: str) -> dict:
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "unit": unit, "note": note}
-
-
 def in_memory(prototypes: np.ndarray, ids: list[str], images: np.ndarray) -> list[dict]:
     """Seconds against FAISS; bytes and multiply-adds a second against what this machine gives in the same minute."""
     import faiss
@@ -119,7 +117,8 @@ def from_files(prototypes: np.ndarray, ids: list[str], images: np.ndarray) -> li
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(images), CHUNK):
             names, rows = ids[start : start + CHUNK], images[start : start + CHUNK]
-            embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM)
+            kind = looked_schema(DIM).field("embedding").type
+            embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), type=kind)
             columns = {"item": names, "image_id": names, "problem": [""] * len(names), "embedding": embedding}
             write_shard(Path(folder) / f"{start:08d}.parquet", pa.table(columns))
         with ProcessPoolExecutor(1, get_context("spawn")) as process:

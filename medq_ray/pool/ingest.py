@@ -91,7 +91,8 @@ class Looker:
     def decode(self, row: dict) -> Look | str:
         """What the sandbox saw, or the problem with it."""
         try:
-            return self.sandbox.decode(row["source"], Row(row["uri"], row["key"], row["modality"]), self.pool.settings["side"])
+            image = Row(row["uri"], row["key"], row["modality"])
+            return self.sandbox.decode(row["source"], image, self.pool.settings["side"])
         except Refused as error:
             return str(error)
 
@@ -201,8 +202,8 @@ def ingest(
     folder does only what is new. Images whose file is gone or has changed leave the pool.
 
     split: 'pool', 'dev', 'test' or 'source' for the release's own; side: the longer side of what is kept, in pixels
-    (longer ones are reduced); salt: see `create_pool`. Returns counts, with the pool's content digest. Raises ValueError for what
-    `list_source` and `create_pool` refuse, and when a pool has no image at all.
+    (longer ones are reduced); salt: see `create_pool`. Returns counts, with the pool's content digest. Raises
+    ValueError for what `list_source` and `create_pool` refuse, and when a pool has no image at all.
     """
     if split not in (*SPLITS, "source"):
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}, or 'source' for the release's own")
@@ -275,7 +276,8 @@ def forget(pool: Pool, root: Path) -> int:
 def describe(counts: dict, pool_root: Path) -> str:
     """What an ingest did, for a person."""
     splits = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS if counts[split])
-    lines = [f"{counts['listed']:,} images listed, {counts['new']:,} of them new, {counts['quarantined']:,} in quarantine"]
+    listed, new, bad = (f"{counts[name]:,}" for name in ("listed", "new", "quarantined"))
+    lines = [f"{listed} images listed, {new} of them new, {bad} in quarantine"]
     if counts["quarantined"]:
         lines.append(f"  why: medq pool quarantine {pool_root}")
     lines.append(f"the pool has {counts['images']:,} images ({splits}); content digest {counts['digest']}")

@@ -130,9 +130,12 @@ class Lister:
     def take(self, rows: tuple[Row, ...], before: Known) -> pa.Table:
         """schema.LISTED of some files, in their order."""
         found = [(row, stamp(row)) for row in rows]
-        keys = [keyed(self.salt, json.dumps([self.source, asdict(row), mark, asdict(self.options)])) for row, mark in found]
-        # A folder's stamp says nothing of the files in it: it is always looked into.
-        parts = [None if mark.startswith("folder") else before.rows(key) for (_, mark), key in zip(found, keys, strict=True)]
+        chosen = asdict(self.options)
+        keys = [keyed(self.salt, json.dumps([self.source, asdict(row), mark, chosen])) for row, mark in found]
+        parts = [before.rows(key) for key in keys]
+        for i, (_, mark) in enumerate(found):
+            if mark.startswith("folder"):  # which says nothing of the files in it: it is always looked into
+                parts[i] = None
         fresh = [i for i, part in enumerate(parts) if part is None]
         records = self.threads.map(lambda i: self.records(*found[i], keys[i]), fresh)
         for i, made in zip(fresh, records, strict=True):

@@ -30,11 +30,12 @@ def pool_identity(config: Config) -> str:
 
 
 def check_pool(config: Config) -> Pool:
-    """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it has
-    no passing split proof, or when a source's terms forbid what the run would do."""
+    """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it
+    has no passing split proof, or when a source's terms forbid what the run would do."""
     pool = open_pool(Path(config.pool.path))
     if pool.settings["encoder"] != encoder_identity(config.encoder.name):
-        raise ValueError(f"{pool.root} has embeddings of the encoder {pool.settings['encoder']!r}; set encoder.name to it")
+        its = pool.settings["encoder"]
+        raise ValueError(f"{pool.root} has embeddings of the encoder {its!r}; set encoder.name to it")
     read_proof(pool)
     check_use(pool, config)
     return pool
@@ -67,7 +68,8 @@ def prepare(folder: Path, *, world: World, config: Config, own: Path) -> dict:
     absent = pc.fill_null(pc.not_equal(there, asked["split"]), True)
     if config.pool.path and (missing := pc.sum(absent).as_py()):
         raise ValueError(
-            f"{pool.root} lacks {missing} of the {asked.num_rows} dev and test images of {world.path}, or has them in another split; "
+            f"{pool.root} lacks {missing} of the {asked.num_rows} dev and test images of {world.path}, "
+            f"or has them in another split; "
             f"run `medq ingest world {world.path} --pool {pool.root} --split source`, then verify it again"
         )
     images = with_pictures(images, world.images)
@@ -88,5 +90,5 @@ def reviewable(images: pa.Table, world: World) -> pa.Table:
     """Those images that the simulated expert can judge: the world's own. Says how many others are not selected."""
     known = images.filter(pc.is_in(images["image_id"], world.images["image_id"].combine_chunks()))
     if others := images.num_rows - known.num_rows:
-        say(f"  {others:,} images of the pool are not selected: only people could review them, and there is no console yet")
+        say(f"  {others:,} images of the pool are not selected: only people could review them, and nobody can yet")
     return known

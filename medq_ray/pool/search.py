@@ -217,7 +217,8 @@ def read_shard(path: Path, columns: list[str]) -> pa.Table:
         with pq.ParquetFile(path) as file:  # half the time of pq.read_table, which looks for a data set first
             return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: no readable Parquet table ({error}); delete it and run `medq ingest` again") from error
+        again = "delete it and run `medq ingest` again"
+        raise ValueError(f"{path}: no readable Parquet table ({error}); {again}") from error
 
 
 def shard_hits(path: Path, prototypes: np.ndarray, tau: float) -> pa.Table:

@@ -172,7 +172,8 @@ class Leak:
 def shared(rows: pa.Table, column: str) -> Leak:
     """One pair of images for each value of `column` and pair of splits that both have it."""
     rows = rows.filter(pc.not_equal(rows[column], ""))
-    first = rows.group_by([column, "split"]).aggregate([("image_id", "min")]).rename_columns(["value", "split", "image_id"])
+    first = rows.group_by([column, "split"]).aggregate([("image_id", "min")])
+    first = first.rename_columns(["value", "split", "image_id"])
     twice = first.group_by("value").aggregate([("split", "count")])
     twice = twice.filter(pc.greater(twice["split_count"], 1))
     order = [("value", "ascending"), ("split", "ascending")]
@@ -233,7 +234,8 @@ def blocks(pool: Pool, shards: int = 64) -> Iterator[tuple[list[str], np.ndarray
     """(ids, float32 (n, d)) of all images, those of 64 shards at a time: 16,384 at most, 34 MB with 512 floats."""
     paths = pool.shards()
     for start in range(0, len(paths), shards):
-        table = pa.concat_tables([read_shard(path, ["image_id", "embedding"]) for path in paths[start : start + shards]])
+        some = paths[start : start + shards]
+        table = pa.concat_tables([read_shard(path, ["image_id", "embedding"]) for path in some])
         table = table.filter(pc.not_equal(table["image_id"], "")).combine_chunks()
         if table.num_rows:
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
@@ -299,7 +301,7 @@ def describe(proof: dict, root: Path) -> str:
         "pixels": "images with equal pixels in two splits",
         "near_duplicate": f"near-duplicates in two splits (pHash within {limits['phash_radius']} bits, quality within "
         f"{limits['quality_tolerance']:.0%})",
-        "embedding": f"look-alikes in two splits, not two patients of one source (cosine {limits['embedding']} or more)",
+        "embedding": f"look-alikes in two splits, unless two patients of one source (cosine {limits['embedding']})",
     }
     for check in CHECKS:
         lines.append(f"  {'ok  ' if not proof['leaks'][check] else 'LEAK'} {proof['leaks'][check]:>6,}  {said[check]}")
