@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from medq_ray.images import MAX_PIXELS, Refused, pixel_digest
 from medq_ray.pool.hashing import THUMB_SIDE
-from medq_ray.pool.jail import FRAME, LONGEST_REASON
+from medq_ray.pool.jail import FRAME, LONGEST_REASON, READY, UNCONFINED
 from medq_ray.pool.sources import Options, Row
 from medq_ray.schema import SPLITS
 
@@ -39,6 +40,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 BLANK = asdict(Row(""))
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
+START_SECONDS = 120.0
+"""Until a child has loaded its libraries: about a second, but on a busy machine many; it is no file's fault."""
 DYING_SECONDS = 5
 """From the end of a child's answers to its own, our choice; then it is killed."""
 
@@ -227,8 +230,10 @@ class Sandbox:
             start_new_session=True,  # Ctrl-C is for the parent, which then ends the child
         )
         os.set_blocking(self.child.stdin.fileno(), False)
-        fcntl.fcntl(self.child.stdin, F_SETPIPE_SZ, PIPE_BYTES)  # any request in one piece
-        fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, PIPE_BYTES)  # a 512-px image in one piece
+        with suppress(PermissionError):  # a user may have 64 MB of pipes
+            fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, PIPE_BYTES)  # a 512-px image in one piece
+        if self._read(len(READY), time.monotonic() + START_SECONDS) != READY:
+            raise Broken(NONSENSE)
 
     def _read(self, count: int, deadline: float) -> bytearray:
         """Exactly `count` bytes. Raises Broken at the deadline and when the child is gone."""
@@ -249,5 +254,7 @@ class Sandbox:
             code = self.child.wait(DYING_SECONDS)
         except subprocess.TimeoutExpired:  # it closed its end, but lives
             return NONSENSE
+        if code == UNCONFINED:
+            raise OSError("this kernel has no seccomp filter, without which no foreign file is opened here")
         names = {number.value: f"({number.name})" for number in signal.Signals}
         return f"crash: its decoder died {names.get(-code, f'(exit code {code})')}"

@@ -29,7 +29,11 @@ from medq_ray.pool.sources import Options, Row, reader, rows_of
 FRAME = struct.Struct("<II")
 """Before every message: bytes of JSON, bytes of pixels."""
 PR_SET_PDEATHSIG = 1
+READY = FRAME.pack(0, 0)
+"""Said once, before any request."""
 LONGEST_REASON = 300
+UNCONFINED = 77
+"""Exit code of a child that the kernel could not confine."""
 READER_ERRORS = (  # what libraries raise on damaged files; anything else ends the child, which the parent survives
     ValueError,
     TypeError,
@@ -117,7 +121,12 @@ def main() -> None:
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what libraries print could quote a header
         os.dup2(silence, stream)
-    lock_up(int(sys.argv[1]))
+    try:
+        lock_up(int(sys.argv[1]))
+    except OSError:
+        sys.exit(UNCONFINED)
+    answers.write(READY)
+    answers.flush()
     while len(head := requests.read(FRAME.size)) == FRAME.size:
         facts, pixels = answer(json.loads(requests.read(FRAME.unpack(head)[0])))
         text = json.dumps(facts).encode()
