@@ -224,7 +224,8 @@ def show_quarantine(pool_root: Path) -> None:
     from medq_ray.pool.store import open_pool, quarantined
 
     for path, key, step, reason in quarantined(open_pool(pool_root)):
-        click.echo(f"{path}{f' [{key}]' if key else ''}: {step}: {reason}")
+        line = f"{path}{f' [{key}]' if key else ''}: {step}: {reason}"
+        click.echo("".join(letter if letter.isprintable() else "?" for letter in line))  # names are foreign words
 
 
 @main.group()

@@ -10,7 +10,7 @@ import numpy as np
 from joblib import cpu_count
 
 from benchmarks.pool.rows import peak_gb, row
-from medq_ray.pool.dedup import near_pairs
+from medq_ray.pool.hamming import near_pairs
 
 RADIUS, QUERIES = 6, 2_000
 
