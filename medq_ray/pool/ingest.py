@@ -202,8 +202,9 @@ def ingest(
     folder does only what is new. Images whose file is gone or has changed leave the pool.
 
     split: 'pool', 'dev', 'test' or 'source' for the release's own; side: the longer side of what is kept, in pixels
-    (longer ones are reduced); salt: see `create_pool`. Returns counts, with the pool's content digest. Raises
-    ValueError for what `list_source` and `create_pool` refuse, and when a pool has no image at all.
+    (longer ones are reduced); salt: see `create_pool`. Returns counts, with the pool's content digest, or 'unfinished'
+    while the ingest of another source that was killed waits to be finished. Raises ValueError for what `list_source`
+    and `create_pool` refuse, and when a pool has no image at all.
     """
     if split not in (*SPLITS, "source"):
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}, or 'source' for the release's own")
@@ -217,7 +218,7 @@ def ingest(
             look_at(pool, todo, encoder, work)
         prune(pool)
         quarantine = write_quarantine(pool, DROP)
-        images = pool.good()
+        images = pool.good(partial=True)  # an earlier ingest of another source may have been killed
         own = pc.is_in(quarantine["id"], listed["item"].combine_chunks())
         if others := passed_over(root, listed):
             said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
@@ -233,7 +234,7 @@ def ingest(
             "quarantined": pc.sum(own).as_py() or 0,
             "images": pc.count_distinct(images["image_id"]).as_py(),
             **counts,
-            "digest": pool.digest(),
+            "digest": pool.digest() if unseen(pool, pool.listed(), retry=False).num_rows == 0 else "unfinished",
         }
 
 

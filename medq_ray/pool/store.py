@@ -79,21 +79,28 @@ class Pool:
         tables = [read_shard(path, schema.names) for path in self.shards()]
         return pa.concat_tables([schema.empty_table(), *tables]).sort_by([("problem", "ascending"), ("item", "ascending")])
 
-    def rows(self) -> pa.Table:
-        """LISTED joined with what was seen, one row for each listed item without a problem of its own."""
+    def rows(self, *, partial: bool = False) -> pa.Table:
+        """LISTED joined with what was seen, one row for each listed item without a problem of its own.
+
+        Raises ValueError when some were not seen yet, unless `partial`: then they are left out.
+        """
         listed, looked = self.listed(), self.looked()
         listed = listed.filter(pc.equal(listed["problem"], "")).drop_columns(["problem"])
         place = pc.index_in(listed["item"], value_set=looked["item"].combine_chunks())
         if missing := place.null_count:
-            raise ValueError(f"{self.root}: ingest is not finished, {missing} of {listed.num_rows} images are missing; run it again")
+            if not partial:
+                open_ones = listed.filter(pc.is_null(place))
+                sources = ", ".join(sorted(pc.unique(open_ones["source"]).to_pylist()))
+                raise ValueError(f"{self.root}: {missing:,} images are listed but not ingested; ingest {sources} again")
+            listed, place = listed.filter(pc.is_valid(place)), place.drop_null()
         found = looked.drop_columns(["item"]).take(place)
         for name in found.column_names:
             listed = listed.append_column(found.schema.field(name), found[name])
         return listed
 
-    def good(self) -> pa.Table:
+    def good(self, *, partial: bool = False) -> pa.Table:
         """`rows` with an image, sorted by image id; the first of several files with equal pixels is the keeper."""
-        rows = self.rows()
+        rows = self.rows(partial=partial)
         order = [(name, "ascending") for name in ("image_id", "split", "source", "uri", "key")]
         return rows.filter(pc.equal(rows["problem"], "")).sort_by(order)
 
@@ -269,14 +276,14 @@ def open_pool(root: Path) -> Pool:
 
 def write_quarantine(pool: Pool, schema: pa.Schema) -> pa.Table:
     """Write quarantine.parquet: ids are items; the keeper of a repeated image is its image id."""
-    rows, listed = pool.rows(), pool.listed()
+    rows, listed = pool.rows(partial=True), pool.listed()
     drops = [
         (item, *problem.partition(": ")[::2], "")
         for table in (listed, rows)
         for item, problem in zip(table["item"].to_pylist(), table["problem"].to_pylist(), strict=True)
         if problem
     ]
-    good = pool.good()
+    good = pool.good(partial=True)
     kept = set(first_of_each(good)["item"].to_pylist())
     for item, image in zip(good["item"].to_pylist(), good["image_id"].to_pylist(), strict=True):
         if item not in kept:

@@ -120,6 +120,14 @@ def test_a_proof_that_looked_away_is_refused(tmp_path, loose):
     read_proof(pool)
 
 
+def test_an_unfinished_ingest_is_no_pool_yet(tmp_path):
+    pool = fake_pool(tmp_path / "p", APART)
+    (pool.root / "shards" / "1.parquet").unlink()
+    with pytest.raises(ValueError, match="2 images are listed but not ingested; ingest s again"):
+        verify(pool)
+    assert pool.good(partial=True)["image_id"].to_pylist() == [f"{0:016x}", f"{2:016x}"]
+
+
 def test_verify_waits_for_no_ingest(tmp_path):
     pool = fake_pool(tmp_path / "p", APART)
     with claimed(pool.root), pytest.raises(ValueError, match="another ingest or verify is at work"):
