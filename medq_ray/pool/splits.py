@@ -305,8 +305,8 @@ def describe(proof: dict, root: Path) -> str:
     }
     for check in CHECKS:
         lines.append(f"  {'ok  ' if not proof['leaks'][check] else 'LEAK'} {proof['leaks'][check]:>6,}  {said[check]}")
-    if proof["look_alikes_of_proven_patients"]:
-        lines.append(f"  {'':<4} {proof['look_alikes_of_proven_patients']:>6,}  look-alikes of two patients that one source tells apart: no leak")
+    if excused := proof["look_alikes_of_proven_patients"]:
+        lines.append(f"  {'':<4} {excused:>6,}  look-alikes of two patients that one source tells apart: no leak")
     verdict = "passed" if proof["passed"] else "FAILED: pairs.parquet names the images"
     lines.append(f"  {verdict}; digest {proof['digest']}, of pool {proof['pool']}, in {root / 'proof.json'}")
     return "\n".join(lines)

@@ -77,7 +77,8 @@ class Pool:
         comes first."""
         schema = pa.schema([field for field in looked_schema(1) if field.name != "embedding"])
         tables = [read_shard(path, schema.names) for path in self.shards()]
-        return pa.concat_tables([schema.empty_table(), *tables]).sort_by([("problem", "ascending"), ("item", "ascending")])
+        table = pa.concat_tables([schema.empty_table(), *tables])
+        return table.sort_by([("problem", "ascending"), ("item", "ascending")])
 
     def rows(self, *, partial: bool = False) -> pa.Table:
         """LISTED joined with what was seen, one row for each listed item without a problem of its own.
@@ -145,7 +146,7 @@ class Pool:
         return images.cast(embedded_image_schema(vectors.type.list_size))
 
     def search(self, prototypes: np.ndarray, tau: float) -> pa.Table:
-        """schema.HIT of all images with cosine > tau to a row of `prototypes`; by Ray Data where it has several nodes."""
+        """schema.HIT of all images with cosine > tau to a row of `prototypes`; by Ray Data on several nodes."""
         import ray
 
         several = ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
@@ -164,7 +165,8 @@ class Pool:
         unlisted = listed.filter(pc.not_equal(listed["problem"], ""))
         lines = pc.binary_join_element_wise(*columns, "\t").to_pylist()
         lines += pc.binary_join_element_wise(unlisted["source"], unlisted["problem"], "\t").to_pylist()
-        return hashlib.sha256("\n".join([json.dumps(self.settings, sort_keys=True), *sorted(lines)]).encode()).hexdigest()[:16]
+        text = "\n".join([json.dumps(self.settings, sort_keys=True), *sorted(lines)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def fetch(self, image_ids: Iterable[str], folder: Path) -> dict[str, str]:
         """Decode some images again and write them as PNG files into `folder`; image id -> path.
@@ -182,7 +184,8 @@ class Pool:
             for row in rows.select(["image_id", "source", "uri", "key", "modality"]).to_pylist():
                 path = folder / f"{row['image_id']}.png"
                 try:
-                    image = sandbox.decode(row["source"], Row(row["uri"], row["key"], row["modality"]), self.settings["side"])
+                    known = Row(row["uri"], row["key"], row["modality"])
+                    image = sandbox.decode(row["source"], known, self.settings["side"])
                 except Refused as error:
                     raise ValueError(f"{row['uri']}: cannot be read any more ({error})") from error
                 if image.image_id != row["image_id"]:
@@ -295,6 +298,7 @@ def write_quarantine(pool: Pool, schema: pa.Schema) -> pa.Table:
 def quarantined(pool: Pool) -> list[tuple[str, str, str, str]]:
     """(path, key, step, reason) of what is in quarantine.parquet, by path."""
     listed = pool.listed()
-    places = dict(zip(listed["item"].to_pylist(), zip(listed["uri"].to_pylist(), listed["key"].to_pylist(), strict=True), strict=True))
+    columns = (listed[name].to_pylist() for name in ("item", "uri", "key"))
+    places = {item: (uri, key) for item, uri, key in zip(*columns, strict=True)}
     rows = read_table(pool.root / "quarantine.parquet").to_pylist()
     return sorted((*places[row["id"]], row["step"], row["reason"]) for row in rows if row["id"] in places)

@@ -30,11 +30,12 @@ def check_terms(images: pa.Table, endpoints: Sequence[str], acknowledged: Sequen
         against = [] if row["train"] else ["trained on"]
         against += [] if row["share"] or not abroad else [f"sent to {', '.join(abroad)}"]
         if against and row["source"] not in acknowledged:
-            refused.append((row["source"], f"{row['source']} (licence: {row['licence']}) may not be {' or '.join(against)}"))
+            line = f"{row['source']} (licence: {row['licence']}) may not be {' or '.join(against)}"
+            refused.append((row["source"], line))
     if refused:
         every = ", ".join(sorted({*acknowledged, *(name for name, _ in refused)}))
-        lines = "; ".join(line for _, line in refused)
-        raise ValueError(f"the pool's sources do not allow this run: {lines}. If you may, say so: --set 'pool.acknowledged=[{every}]'")
+        lines, say_so = "; ".join(line for _, line in refused), f"--set 'pool.acknowledged=[{every}]'"
+        raise ValueError(f"the pool's sources do not allow this run: {lines}. If you may, say so: {say_so}")
 
 
 def described(images: pa.Table) -> list[dict]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from medq_ray.images import MAX_PIXELS, Refused
 
 MAX_TABLE = 256 << 20
-"""Bytes of a table that is read whole by the driver, where its Python objects take several times as many. Our choice."""
+"""Bytes of a table that the driver reads whole; its Python objects take several times as many. Our choice."""
 EXIF_ERRORS = (
     *(SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, OSError),
     struct.error,
