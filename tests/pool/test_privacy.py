@@ -87,7 +87,7 @@ def test_no_header_value_reaches_a_file_or_the_screen(tmp_path, ray_local):
     assert proof.exit_code == 0, proof.output
     images = open_pool(pool).images()
     assert images.num_rows >= 3 and len(set(images["patient"].to_pylist())) == 2
-    assert verify(open_pool(pool))["splits"]["pool"]["sessions"] == 2  # a session is one patient's
+    assert verify(open_pool(pool))["splits"]["pool"]["sessions"] == 1  # one study, whoever its patients are said to be
     open_pool(pool).fetch(images["image_id"].to_pylist(), pool / "png")
     files = [path for path in pool.rglob("*") if path.is_file()]
     assert len(files) > 10
