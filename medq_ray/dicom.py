@@ -62,7 +62,7 @@ DICOM_ERRORS = (
     LookupError,  # an element that a decoder needs, an empty sequence
     ArithmeticError,  # a number without bound
     AssertionError,  # pydicom checks some of its own steps
-    RuntimeError,  # a compression without a decoder (NotImplementedError), a decoder that failed, endless nesting
+    RuntimeError,  # a compression that nothing here decodes, a decoder that failed, endless nesting
     struct.error,  # cut off within a number
     zlib.error,  # deflated and damaged
 )

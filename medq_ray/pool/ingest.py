@@ -29,7 +29,7 @@ from medq_ray.pool.decode import Limits, Look, Sandbox
 from medq_ray.pool.listing import list_source, passed_over
 from medq_ray.pool.search import read_shard
 from medq_ray.pool.sources import Options, Row, reader
-from medq_ray.pool.store import Pool, claimed, create_pool, open_pool, write_quarantine
+from medq_ray.pool.store import Pool, claimed, create_pool, open_pool, with_image, write_quarantine
 from medq_ray.schema import DROP, SPLITS, looked_schema
 from medq_ray.serving import ray_session
 
@@ -217,8 +217,8 @@ def ingest(
         if todo.num_rows:
             look_at(pool, todo, encoder, work)
         prune(pool)
-        quarantine = write_quarantine(pool, DROP)
-        images = pool.good(partial=True)  # an earlier ingest of another source may have been killed
+        rows = pool.rows(partial=True)  # an earlier ingest of another source may have been killed
+        quarantine, images = write_quarantine(pool, rows, DROP), with_image(rows)
         own = pc.is_in(quarantine["id"], listed["item"].combine_chunks())
         if others := passed_over(root, listed):
             said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
@@ -270,7 +270,7 @@ def forget(pool: Pool, root: Path) -> int:
         for path in paths:
             path.unlink()
         prune(pool)
-        write_quarantine(pool, DROP)
+        write_quarantine(pool, pool.rows(partial=True), DROP)
         return count
 
 

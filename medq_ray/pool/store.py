@@ -101,9 +101,7 @@ class Pool:
 
     def good(self, *, partial: bool = False) -> pa.Table:
         """`rows` with an image, sorted by image id; the first of several files with equal pixels is the keeper."""
-        rows = self.rows(partial=partial)
-        order = [(name, "ascending") for name in ("image_id", "split", "source", "uri", "key")]
-        return rows.filter(pc.equal(rows["problem"], "")).sort_by(order)
+        return with_image(self.rows(partial=partial))
 
     def images(self) -> pa.Table:
         """schema.POOL_IMAGE, one row for each image id, sorted by it.
@@ -195,6 +193,12 @@ class Pool:
         return paths
 
 
+def with_image(rows: pa.Table) -> pa.Table:
+    """Those of `Pool.rows` that gave an image, in the order of `Pool.good`."""
+    order = [(name, "ascending") for name in ("image_id", "split", "source", "uri", "key")]
+    return rows.filter(pc.equal(rows["problem"], "")).sort_by(order)
+
+
 def one_of_each(good: pa.Table) -> pa.Table:
     """One row of each image: the first, with the owner that any of its rows knows, and with what all of them allow.
 
@@ -277,16 +281,16 @@ def open_pool(root: Path) -> Pool:
     return Pool(root, settings)
 
 
-def write_quarantine(pool: Pool, schema: pa.Schema) -> pa.Table:
-    """Write quarantine.parquet: ids are items; the keeper of a repeated image is its image id."""
-    rows, listed = pool.rows(partial=True), pool.listed()
+def write_quarantine(pool: Pool, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Write quarantine.parquet: ids are items; the keeper of a repeated image is its image id. rows: of `Pool.rows`."""
+    listed = pool.listed()
     drops = [
         (item, *problem.partition(": ")[::2], "")
         for table in (listed, rows)
         for item, problem in zip(table["item"].to_pylist(), table["problem"].to_pylist(), strict=True)
         if problem
     ]
-    good = pool.good(partial=True)
+    good = with_image(rows)
     kept = set(first_of_each(good)["item"].to_pylist())
     for item, image in zip(good["item"].to_pylist(), good["image_id"].to_pylist(), strict=True):
         if item not in kept:
