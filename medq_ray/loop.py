@@ -33,7 +33,8 @@ from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
 from medq_ray.model.encoder import encoder_folder
-from medq_ray.pool.prepare import check_pool, check_use, pool_identity, pool_of, prepare, reviewable, with_pictures
+from medq_ray.pool.prepare import Given, check_pool, check_use, prepare, reviewable, with_pictures
+from medq_ray.pool.store import open_pool
 from medq_ray.review import review
 from medq_ray.serving import ray_session
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
@@ -55,9 +56,10 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
     something in Ray died; what was computed until then stays.
     """
     run_dir = Path(run_dir).resolve()
-    checkpoint, origin = check_inputs(config), "base"
+    checkpoint, pool = check_inputs(config)
+    origin = "base"
     with claimed(run_dir, config), quiet(run_dir / LOG), ray_session(run_dir / LOG):
-        loop = Loop(Run(run_dir), config)
+        loop = Loop(Run(run_dir), config, pool)
         iterations, stopped = [], None
         best = -1.0
         for t in itertools.count():
@@ -88,8 +90,8 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
             checkpoint = evolved.path / "checkpoint"
 
 
-def check_inputs(config: Config) -> Path:
-    """Look at everything that the settings name before anything is written; the base checkpoint's folder.
+def check_inputs(config: Config) -> tuple[Path, Given | None]:
+    """Look at everything that the settings name before anything is written; the base checkpoint's folder and the pool.
 
     Raises ValueError or EndpointError.
     """
@@ -101,12 +103,11 @@ def check_inputs(config: Config) -> Path:
         raise ValueError(f"oracle.edit_rate={oracle.edit_rate} and oracle.reject_rate={oracle.reject_rate} exceed 1")
     if config.world.path is not None:
         read_world(Path(config.world.path))
-    if config.pool.path is not None:
-        check_pool(config)
+    pool = None if config.pool.path is None else check_pool(config)
     for url, key in ((config.engine.base_url, ENGINE_KEY), (config.oracle.base_url, ORACLE_KEY)):
         if url is not None:
             Endpoint(url, "", key_from=key).key()
-    return resolve_checkpoint(config.engine.checkpoint)
+    return resolve_checkpoint(config.engine.checkpoint), pool
 
 
 class Servers(ExitStack):
@@ -125,7 +126,7 @@ class Servers(ExitStack):
 class Loop:
     """The phases of one run, each wired to its settings, inputs and models."""
 
-    def __init__(self, run: Run, config: Config):
+    def __init__(self, run: Run, config: Config, given: Given | None):
         self.run, self.config = run, config
         self.settings = settings.identity(config)
         self.ledger = Ledger(run.root / "ledger.jsonl")
@@ -139,13 +140,14 @@ class Loop:
         own = run.root / "cache" / "pool"
         self.pooled = self.step(
             "pool",
-            lambda folder: prepare(folder, world=self.world, config=config, own=own),
+            lambda folder: prepare(folder, world=self.world, config=config, given=given, own=own),
             sections=("encoder", "pool"),
-            inputs={"world": self.world.digest, "pool": pool_identity(config),
+            inputs={"world": self.world.digest, "pool": given.digest if given else "the world's",
                     "encoder": digest_folder(encoder) if encoder else config.encoder.name},  # fmt: skip
         )
-        self.pool = pool_of(config, own)
-        check_use(self.pool, config)
+        if given is None:  # the other was looked at before anything was written
+            check_use(open_pool(own).rows(), config)
+        self.pool = given.pool if given else open_pool(own)
         self.images = self.pooled.table("images")
         self.held_out = self.images.filter(pc.not_equal(self.images["split"], "pool"))["image_id"].to_pylist()
 

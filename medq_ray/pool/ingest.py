@@ -226,6 +226,7 @@ def ingest(
         if images.num_rows == 0:
             first = quarantine["reason"][0].as_py()
             raise ValueError(f"none of {listed.num_rows} files of {root} gave an image; the first: {first}")
+        unfinished = pc.sum(pc.equal(pool.listed()["problem"], "")).as_py() - rows.num_rows
         each = images.group_by(["image_id", "split"]).aggregate([])
         counts = {name: pc.sum(pc.equal(each["split"], name)).as_py() for name in SPLITS}
         return {
@@ -234,7 +235,7 @@ def ingest(
             "quarantined": pc.sum(own).as_py() or 0,
             "images": pc.count_distinct(images["image_id"]).as_py(),
             **counts,
-            "digest": pool.digest() if unseen(pool, pool.listed(), retry=False).num_rows == 0 else "unfinished",
+            "digest": "unfinished" if unfinished else pool.digest(rows),
         }
 
 

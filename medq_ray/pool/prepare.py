@@ -1,5 +1,6 @@
 """The pool of a run: proven, allowed by its sources, and with the images that the run's questions are about."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from medq_ray.config import Config
 from medq_ray.console import say
 from medq_ray.pool.ingest import ingest
 from medq_ray.pool.splits import read_proof, verify
-from medq_ray.pool.store import Pool, encoder_identity, open_pool
+from medq_ray.pool.store import Pool, encoder_identity, open_pool, with_image
 from medq_ray.pool.terms import check_terms, described
 from medq_ray.schema import POOL_IMAGE
 from medq_ray.synthetic.world import World
@@ -19,49 +20,49 @@ WORLD_SALT = "world"
 """A world's patients are synthetic, or hashed already; a fixed salt makes equal runs equal."""
 
 
-def pool_of(config: Config, own: Path) -> Pool:
-    """The pool in the settings, or the run's own. Raises ValueError when it is not there."""
-    return open_pool(Path(config.pool.path) if config.pool.path else own)
+@dataclass(frozen=True)
+class Given:
+    """The pool that the settings name, found fit when this process started: a million images take 20 s to read, so
+    they are read once."""
+
+    pool: Pool
+    digest: str
+    """Of its content, as the proof states it."""
 
 
-def pool_identity(config: Config) -> str:
-    """The content of the pool in the settings, as its proof states it. Raises ValueError as `read_proof`."""
-    return read_proof(open_pool(Path(config.pool.path)))["pool"] if config.pool.path else "the world's"
-
-
-def check_pool(config: Config) -> Pool:
+def check_pool(config: Config) -> Given:
     """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it
     has no passing split proof, or when a source's terms forbid what the run would do."""
     pool = open_pool(Path(config.pool.path))
     if pool.settings["encoder"] != encoder_identity(config.encoder.name):
         its = pool.settings["encoder"]
         raise ValueError(f"{pool.root} has embeddings of the encoder {its!r}; set encoder.name to it")
-    read_proof(pool)
-    check_use(pool, config)
-    return pool
+    rows = pool.rows()
+    proof = read_proof(pool, rows)
+    check_use(rows, config)
+    return Given(pool, proof["pool"])
 
 
-def check_use(pool: Pool, config: Config) -> None:
+def check_use(rows: pa.Table, config: Config) -> None:
     """Raises ValueError when a source of any image forbids what the run would do (`terms.check_terms`). To be called
-    whenever a run starts: it may have been given another endpoint than before."""
+    whenever a run starts: it may have been given another endpoint than before. rows: of `Pool.rows`."""
     endpoints = [url for url in (config.oracle.base_url, config.engine.base_url) if url]
-    check_terms(pool.good(), endpoints, config.pool.acknowledged)
+    check_terms(with_image(rows), endpoints, config.pool.acknowledged)
 
 
-def prepare(folder: Path, *, world: World, config: Config, own: Path) -> dict:
+def prepare(folder: Path, *, world: World, config: Config, given: Given | None, own: Path) -> dict:
     """Write images.parquet (schema.POOL_IMAGE; `uri` where an image is a picture file of the world) and pool.json.
 
-    Without `pool.path`, the world's images are made a pool at `own` and its splits are proven. Returns counts. Raises
-    ValueError as `check_pool` and `ingest`, and when a pool lacks an image that the world's questions are about.
+    Where no pool is given, the world's images are made one at `own` and its splits are proven. Returns counts. Raises
+    ValueError as `ingest` and `read_proof`, and when a pool lacks an image that the world's questions are about.
     """
-    if config.pool.path:
-        pool, quarantined = check_pool(config), 0
-    else:
+    quarantined = 0
+    if given is None:
         made = ingest("world", world.path, own, split="source", encoder=config.encoder, salt=WORLD_SALT)
         pool, quarantined = open_pool(own), made["quarantined"]
         verify(pool)
-        read_proof(pool)
-    check_use(pool, config)
+        given = Given(pool, read_proof(pool, pool.rows())["pool"])
+    pool = given.pool
     images = pool.images()
     asked = world.images.filter(pc.not_equal(world.images["split"], "pool"))
     there = images["split"].take(pc.index_in(asked["image_id"], value_set=images["image_id"].combine_chunks()))
@@ -74,7 +75,7 @@ def prepare(folder: Path, *, world: World, config: Config, own: Path) -> dict:
         )
     images = with_pictures(images, world.images)
     write_table(folder / "images.parquet", images, POOL_IMAGE)
-    write_json(folder / "pool.json", {"digest": pool.digest(), "sources": described(images)})
+    write_json(folder / "pool.json", {"digest": given.digest, "sources": described(images)})
     counts = {split: pc.sum(pc.equal(images["split"], split)).as_py() for split in ("pool", "dev", "test")}
     return {"images": images.num_rows, "quarantined": quarantined, **counts}
 

@@ -25,7 +25,7 @@ from medq_ray.artifacts import digest_file, digest_of, read_json, write_json, wr
 from medq_ray.console import progress
 from medq_ray.pool.dedup import Images, agreeing, likeness_groups
 from medq_ray.pool.search import read_shard, within
-from medq_ray.pool.store import Pool, claimed, keyed, one_of_each
+from medq_ray.pool.store import Pool, claimed, keyed, one_of_each, with_image
 from medq_ray.schema import SPLITS
 
 PAIR = pa.schema(
@@ -63,7 +63,8 @@ def verify(pool: Pool, thresholds: Thresholds = Thresholds()) -> dict:
     Raises ValueError when the pool is not completely ingested or has no image.
     """
     with claimed(pool.root):
-        rows = pool.good()
+        every = pool.rows()
+        rows = with_image(every)
         if rows.num_rows == 0:
             raise ValueError(f"{pool.root}: no images to verify")
         images = one_of_each(rows)
@@ -79,7 +80,7 @@ def verify(pool: Pool, thresholds: Thresholds = Thresholds()) -> dict:
         pairs = [{"check": check, **pair} for check in CHECKS for pair in leaks[check].pairs]
         write_table(pool.root / "pairs.parquet", pairs, PAIR)
         proof = {
-            "pool": pool.digest(),
+            "pool": pool.digest(every),
             "passed": not any(leak.count for leak in leaks.values()),
             "thresholds": asdict(thresholds),
             "leaks": {check: leaks[check].count for check in CHECKS},
@@ -94,9 +95,10 @@ def verify(pool: Pool, thresholds: Thresholds = Thresholds()) -> dict:
     return proof
 
 
-def read_proof(pool: Pool) -> dict:
-    """The proof of the pool as it is now. Raises ValueError when there is none, when images came or went since, when it
-    was edited, when it found a leak, or when it looked less closely than the default thresholds do."""
+def read_proof(pool: Pool, rows: pa.Table) -> dict:
+    """The proof of the pool as it is now; rows: of `Pool.rows`. Raises ValueError when there is none, when images came
+    or went since, when it was edited, when it found a leak, or when it looked less closely than the default thresholds
+    do."""
     again = f"run `medq pool verify {pool.root}`"
     try:
         proof = read_json(pool.root / "proof.json")
@@ -109,7 +111,7 @@ def read_proof(pool: Pool) -> dict:
     )
     if proof.get("digest") != keyed(pool.salt, digest_of(stated)) or not files:
         raise ValueError(f"{pool.root}: its split proof was changed by hand; {again}")
-    if proof["pool"] != pool.digest():
+    if proof["pool"] != pool.digest(rows):
         raise ValueError(f"{pool.root}: its images have changed since the proof; {again}")
     if not proof["passed"]:
         found = ", ".join(f"{count} by {check}" for check, count in proof["leaks"].items() if count)

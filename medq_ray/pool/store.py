@@ -150,10 +150,13 @@ class Pool:
         several = ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
         return within_shards(prototypes, self.shards(), tau, distributed=several)
 
-    def digest(self) -> str:
+    def digest(self, rows: pa.Table | None = None) -> str:
         """16 hex digits over every image, measure, embedding, split, label and problem, and over who shares a patient
-        or a session with whom: equal for equal content, whatever the salt, the paths and the cut into shards."""
-        rows = self.rows()
+        or a session with whom: equal for equal content, whatever the salt, the paths and the cut into shards.
+
+        rows: of `rows`, where they have been read already.
+        """
+        rows = self.rows() if rows is None else rows
         columns = [rows[name] for name in ("image_id", "digest", "problem", "source", "modality", "split", "labels")]
         for name in ("patient", "session"):  # in place of the hash, the smallest image of its owner
             first = rows.group_by(name).aggregate([("image_id", "min")])

@@ -8,8 +8,9 @@ from fake_pool import fake_pool
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.config import Config, override
 from medq_ray.pool.ingest import ingest
-from medq_ray.pool.prepare import check_pool, pool_of, prepare, reviewable
+from medq_ray.pool.prepare import check_pool, prepare, reviewable
 from medq_ray.pool.splits import verify
+from medq_ray.pool.store import open_pool
 from medq_ray.schema import POOL_IMAGE
 from medq_ray.synthetic.world import read_world, write_world
 
@@ -23,7 +24,8 @@ def test_a_pool_without_a_passing_proof_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no proof that its splits are apart; run `medq pool verify"):
         check_pool(settings(pool))
     verify(pool)
-    assert check_pool(settings(pool)).digest() == pool.digest()
+    given = check_pool(settings(pool))
+    assert given.pool == pool and given.digest == pool.digest()
     leaky = fake_pool(tmp_path / "leaky", [{}, {"split": "dev", "patient": "p0"}])
     verify(leaky)
     with pytest.raises(ValueError, match="its splits leak"):
@@ -53,17 +55,19 @@ def test_a_pool_must_have_the_images_that_are_asked_about(tmp_path):
     pool = fake_pool(tmp_path / "p", [{}])
     verify(pool)
     with pytest.raises(ValueError, match="lacks 26 of the 26 dev and test images .*run .medq ingest world .* --split source"):
-        prepare(tmp_path / "step", world=read_world(tmp_path / "w"), config=settings(pool), own=tmp_path / "own")
+        config = settings(pool)
+        prepare(tmp_path / "step", world=read_world(tmp_path / "w"), config=config, given=check_pool(config), own=tmp_path)
 
 
 @pytest.mark.engine
 def test_a_worlds_own_pool_and_one_ingested_before_are_the_same(tmp_path, ray_local):
     write_world(tmp_path / "w", 60, 3, size=56)
     world = read_world(tmp_path / "w")
-    counts = prepare(tmp_path / "a", world=world, config=Config(), own=tmp_path / "own")
+    counts = prepare(tmp_path / "a", world=world, config=Config(), given=None, own=tmp_path / "own")
     ingest("world", tmp_path / "w", tmp_path / "p", split="source")
-    verify(pool_of(override(Config(), [f"pool.path={tmp_path / 'p'}"]), tmp_path))
-    again = prepare(tmp_path / "b", world=world, config=override(Config(), [f"pool.path={tmp_path / 'p'}"]), own=tmp_path)
+    verify(open_pool(tmp_path / "p"))
+    config = override(Config(), [f"pool.path={tmp_path / 'p'}"])
+    again = prepare(tmp_path / "b", world=world, config=config, given=check_pool(config), own=tmp_path)
     assert counts == again and counts["images"] == 60
     tables = [read_table(tmp_path / name / "images.parquet") for name in "ab"]
     assert all(table.schema == POOL_IMAGE for table in tables)
