@@ -139,14 +139,34 @@ QUESTION = pa.schema(
     ]
 )
 
+BENCH_QUESTION = pa.schema(
+    [
+        *QUESTION,  # an option that the release leaves out is '': letters keep their places
+        ("task", pa.string()),  # perception | description | comparison
+        ("second_uri", pa.string()),  # image B of a comparison, else ''
+        ("extra", pa.string()),  # JSON: columns of the release that we do not know, kept as they are
+    ]
+)
+"""A question of a published benchmark. `kind` is 'comparison' for that task; `severity` and the like are among the
+capabilities where the release names them; `answer` is the letter, or the reference text."""
+
+PROMPT = pa.schema([("question_id", pa.string()), ("uris", pa.list_(pa.string())), ("prompt", pa.string())])
+"""What is sent to a model: no, one or more images in their order, then the text."""
+
 COMPLETION = pa.schema(
     [
         ("question_id", pa.string()),
         ("run", pa.int32()),
-        ("model", pa.string()),
+        ("model", pa.string()),  # as it was asked for
+        ("served_model", pa.string()),  # as the endpoint calls itself; '' where it does not
+        ("fingerprint", pa.string()),  # the engine's system_fingerprint; '' where it has none
+        ("temperature", pa.float64()),
+        ("seed", pa.int64()),
         ("text", pa.string()),  # '' when failed
         ("entropy", pa.float64()),  # eq. 3; null without logprobs
         ("tokens", pa.int32()),
+        ("prompt_tokens", pa.int32()),  # null where the endpoint does not say
+        ("image_tokens", pa.int32()),  # of the prompt's tokens; null where the endpoint does not say
         ("finish_reason", pa.string()),
         ("error", pa.string()),  # '' or why the endpoint gave no answer
     ]
@@ -166,6 +186,21 @@ SCORE = pa.schema(
         ("failure", pa.bool_()),  # error_rate > gamma, strictly
     ]
 )
+
+JUDGEMENT = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("task", pa.string()),  # description | comparison
+        ("round", pa.int32()),
+        ("axis", pa.string()),  # completeness | preciseness | consistency | quality_accuracy
+        ("score", pa.float64()),  # as parsed, 0 to 2 if the judge keeps to its scale; null when no attempt gave one
+        ("attempts", pa.int32()),
+        ("reply", pa.string()),  # the judge's last
+        ("judge", pa.string()),
+        ("wording", pa.string()),  # official | own wording
+    ]
+)
+"""One score of one axis in one judge round."""
 
 FAILURE = pa.schema(
     [
