@@ -237,7 +237,8 @@ class Loop:
     def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
         engine = self.config.engine
         return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
-                        retries=engine.retries, timeout=engine.timeout, key_from=key_from)  # fmt: skip
+                        retries=engine.retries, timeout=engine.timeout, patience=engine.start_timeout,
+                        key_from=key_from)  # fmt: skip
 
     def evaluate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
         origin = self.base if t == 0 else self.done(t - 1, "evolve").fingerprint

@@ -65,7 +65,7 @@ def slow_stub() -> Iterator[Stub]:
 @pytest.fixture
 def blind_stub() -> Iterator[Stub]:
     """Ignores images."""
-    with running_stub("--blind") as stub:
+    with running_stub("--blind", "drops") as stub:
         yield stub
 
 

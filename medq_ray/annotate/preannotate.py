@@ -11,12 +11,12 @@ from medq_ray.annotate.routing import Opinion, route, route_cold_start
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config
 from medq_ray.model.chat import Sampling
-from medq_ray.model.prompts import render
-from medq_ray.schema import ANNOTATION
+from medq_ray.model.prompts import prompt_of
+from medq_ray.schema import ANNOTATION, PROMPT
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
 
 Ask = Callable[[pa.Table, Sampling, str], pa.Table]
-"""(prompts: question_id, uri, prompt; how to sample; label for progress and ledger) -> schema.COMPLETION rows."""
+"""(schema.PROMPT; how to sample; label for progress and ledger) -> schema.COMPLETION rows."""
 
 ORACLE_MAX_TOKENS = 256
 """Longest answer of the oracle in tokens; it may be wordier than the model under training. Our choice."""
@@ -59,15 +59,9 @@ def annotate(
 
 
 def prompts_of(questions: pa.Table) -> pa.Table:
-    """(question_id, uri, prompt) of each question, by question id."""
+    """schema.PROMPT of each question, by question id."""
     rows = sorted(questions.to_pylist(), key=lambda row: row["question_id"])
-    return pa.Table.from_pylist(
-        [
-            {"question_id": row["question_id"], "uri": row["uri"], "prompt": render(row["text"], row["options"])}
-            for row in rows
-        ],
-        schema=pa.schema([("question_id", pa.string()), ("uri", pa.string()), ("prompt", pa.string())]),
-    )
+    return pa.Table.from_pylist([prompt_of(row) for row in rows], schema=PROMPT)
 
 
 def by_question(completions: pa.Table) -> dict[str, dict]:

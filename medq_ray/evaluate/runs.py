@@ -13,19 +13,17 @@ from medq_ray.evaluate.failures import failures, rates
 from medq_ray.evaluate.prototypes import prototypes
 from medq_ray.evaluate.scoring import accuracy, score
 from medq_ray.model.chat import Sampling
-from medq_ray.model.prompts import render
-from medq_ray.schema import COMPLETION, FAILURE, PROTOTYPE, SCORE
+from medq_ray.model.prompts import prompt_of
+from medq_ray.schema import COMPLETION, FAILURE, PROMPT, PROTOTYPE, SCORE
 
 Answer = Callable[[pa.Table, Sampling, str], pa.Table]
-"""answer(prompts with question_id, uri, prompt; sampling; label for the progress bar) -> schema.COMPLETION."""
+"""answer(schema.PROMPT; sampling; label for the progress bar) -> schema.COMPLETION."""
 
 
 def prompts(questions: pa.Table) -> pa.Table:
-    """(question_id, uri, prompt) of questions, sorted by question_id."""
-    questions = questions.sort_by("question_id")
-    texts = zip(questions["text"].to_pylist(), questions["options"].to_pylist(), strict=True)
-    rendered = pa.array([render(text, options) for text, options in texts], pa.string())
-    return questions.select(["question_id", "uri"]).append_column("prompt", rendered)
+    """schema.PROMPT of questions, sorted by question_id."""
+    rows = questions.sort_by("question_id").select(["question_id", "uri", "text", "options"]).to_pylist()
+    return pa.Table.from_pylist([prompt_of(row) for row in rows], schema=PROMPT)
 
 
 def ask(path: Path, questions: pa.Table, sampling: Sampling, label: str, answer: Answer) -> pa.Table:

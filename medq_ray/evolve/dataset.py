@@ -39,7 +39,7 @@ def chat(processor: Any, prompt: str, answer: str) -> tuple[str, str]:
     The user turn is the one that the serving side sends (`prompts.messages`). Raises ValueError when the template
     does not write the assistant's turn as a continuation of the prompt.
     """
-    (user,) = messages("", prompt)
+    (user,) = messages([""], prompt)
     content = [{"type": "image"} if part["type"] == "image_url" else part for part in user["content"]]
     turn = {"role": "user", "content": content}
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}

@@ -1,85 +1,93 @@
 """Ask a model many questions: Ray Data sends them, the cache keeps what was answered, rows come back as COMPLETION.
 
 Floor 2. Resume is the cache: a question whose answer is on disk is not sent again, and when all are there no worker
-is started. Images are read where the requests are made, so pixels never pass through the driver.
+is started. Images are read where the requests are made, so pixels never pass through the driver; answers do not pass
+through it either, but are read from the cache at the end, into Arrow.
 """
 
-import asyncio
+import functools
 import hashlib
 from collections.abc import Iterator
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medq_ray import console
-from medq_ray.images import data_url, read_image
-from medq_ray.model.chat import Cache, Choice, Client, Endpoint, EndpointError, Sampling, request_key
-from medq_ray.model.prompts import messages
-from medq_ray.schema import COMPLETION
+from medq_ray.model.asker import Asker
+from medq_ray.model.cache import Cache, request_key
+from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
+from medq_ray.schema import COMPLETION, PROMPT
 
 BLOCK = 32
 """Requests that one Ray Data task makes: progress and fault tolerance are by block."""
-FATAL = -1
-"""`run` of the row by which a worker reports that the endpoint cannot be used."""
-
-REQUEST = pa.schema([("key", pa.string()), ("uri", pa.string()), ("prompt", pa.string())])
-ANSWER = pa.schema(
-    [
-        ("key", pa.string()),
-        ("run", pa.int32()),
-        ("text", pa.string()),
-        ("entropy", pa.float64()),
-        ("tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("error", pa.string()),
-    ]
-)
+CHUNK = 2048
+"""Questions whose answers are Python objects at one time."""
+REQUEST = pa.schema([("key", pa.string()), PROMPT.field("uris"), PROMPT.field("prompt")])
 
 
 def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str) -> pa.Table:
-    """Ask each row of `prompts` (question_id, uri, prompt) `sampling.n` times.
+    """Ask each row of `prompts` (schema.PROMPT) `sampling.n` times.
 
-    Returns COMPLETION rows sorted by (question_id, run). An unreadable image or a refused request gives rows with an
-    error; two questions with the same image file and prompt are one request. Needs a running Ray only when something
-    is left to ask. Raises EndpointError (one line) when the endpoint cannot be used, or refused every request; answers
-    given until then are in the folder `cache`.
+    Returns COMPLETION rows sorted by (question_id, run). An unreadable image, a refused request and a question that
+    nothing came of give rows with an error; two questions with the same images and prompt are one request. Needs a
+    running Ray only when something is left to ask. Raises EndpointError (one line) when the endpoint cannot be used, or
+    has never answered anything; answers given until then are in the folder `cache`, which is this endpoint's alone.
     """
-    rows = prompts.select(["question_id", "uri", "prompt"]).to_pylist()
-    digests = {uri: _file_digest(uri) for uri in sorted({row["uri"] for row in rows})}
-    asked: dict[str, list[str]] = {}  # request key -> its questions
-    requests: dict[str, dict] = {}
-    for row in rows:
-        key = request_key(endpoint, digests[row["uri"]], row["prompt"], sampling)
-        asked.setdefault(key, []).append(row["question_id"])
-        requests[key] = {"key": key, "uri": row["uri"], "prompt": row["prompt"]}
-    known = Cache(cache)
-    answers = {key: choices for key in requests if (choices := known.get(key)) is not None}
-    pending = [request for key, request in requests.items() if key not in answers]
-    with console.progress(len(rows), label, unit="question") as bar:
-        bar.initial = len(rows) - sum(len(asked[request["key"]]) for request in pending)  # the rate is of new answers
+    prompts = prompts.select(PROMPT.names).sort_by("question_id")
+    keys = request_keys(prompts, endpoint, sampling)
+    known = Cache(cache).keys()
+    requests = prompts.drop_columns("question_id").add_column(0, "key", keys).cast(REQUEST)
+    pending = once_each(requests.filter(pc.invert(pc.is_in(keys, pa.array(sorted(known), pa.string())))))
+    errors: dict[str, str] = {}
+    with console.progress(prompts.num_rows, label, unit="question") as bar:
+        bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
         bar.update(bar.initial)
-        if pending:
-            for block in _answers(pending, endpoint, sampling, cache):
-                answers.update(block)
-                bar.update(sum(len(asked[key]) for key in block))
-    refusals = [choices[0].error for choices in answers.values() if choices[0].error]
-    if refusals and len(refusals) == len(answers):  # a wrong parameter or server, and no fact about the model
-        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {refusals[0]}")
-    return _completions(asked, answers, endpoint.model)
+        for answered in send(pending, endpoint, sampling, cache) if pending.num_rows else ():
+            failed = answered.filter(pc.not_equal(answered["error"], ""))
+            errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
+            bar.update(answered.num_rows)
+    given = Cache(cache)
+    if errors and len(given) == 0:  # a wrong parameter or server, and no fact about the model
+        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {next(iter(errors.values()))}")
+    return completions(prompts["question_id"], keys, errors, endpoint.model, sampling, given)
 
 
-def _completions(asked: dict[str, list[str]], answers: dict[str, list[Choice]], model: str) -> pa.Table:
-    """COMPLETION rows of every question, from the choices of its request."""
-    rows = [
-        {"question_id": question_id, "run": run, "model": model, **vars(choice)}
-        for key, question_ids in asked.items()
-        for question_id in question_ids
-        for run, choice in enumerate(answers[key])
-    ]
-    return pa.Table.from_pylist(rows, schema=COMPLETION).sort_by([("question_id", "ascending"), ("run", "ascending")])
+def request_keys(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling) -> pa.Array:
+    """The request key of each prompt."""
+    digest = functools.cache(file_digest)
+    rows = zip(prompts["uris"].to_pylist(), prompts["prompt"].to_pylist(), strict=True)
+    keys = [request_key(endpoint, [digest(uri) for uri in uris], prompt, sampling) for uris, prompt in rows]
+    return pa.array(keys, pa.string())
 
 
-def _file_digest(path: str) -> str:
+def once_each(requests: pa.Table) -> pa.Table:
+    """The first of the requests with each key."""
+    places = pa.array(range(requests.num_rows), pa.int64())
+    first = requests.select(["key"]).append_column("place", places).group_by("key").aggregate([("place", "min")])
+    return requests.take(first["place_min"].combine_chunks().sort())
+
+
+def completions(
+    questions: pa.ChunkedArray, keys: pa.Array, errors: dict[str, str], model: str, sampling: Sampling, cache: Cache
+) -> pa.Table:
+    """COMPLETION rows of sorted questions, from the cache or from the error of their request."""
+    sent = {"model": model, "temperature": sampling.temperature, "seed": sampling.seed}
+    names = [field.name for field in fields(Choice)]
+    tables = []
+    for start in range(0, len(keys), CHUNK):
+        rows = []
+        part = zip(questions[start : start + CHUNK].to_pylist(), keys[start : start + CHUNK].to_pylist(), strict=True)
+        for question, key in part:
+            choices = [Choice("", error=errors[key])] * sampling.n if key in errors else cache.get(key)
+            for run, choice in enumerate(choices):
+                rows.append({"question_id": question, "run": run} | sent | dict(zip(names, astuple(choice), strict=True)))
+        tables.append(pa.Table.from_pylist(rows, schema=COMPLETION))
+    return pa.concat_tables([COMPLETION.empty_table(), *tables])
+
+
+def file_digest(path: str) -> str:
     """sha256 of an image file, which stands for its pixels in request keys: hashing a file is 50 times cheaper than
     decoding it. A file that cannot be read has none; the worker that tries to will say why."""
     try:
@@ -89,10 +97,8 @@ def _file_digest(path: str) -> str:
         return f"unreadable:{path}"
 
 
-def _answers(
-    pending: list[dict], endpoint: Endpoint, sampling: Sampling, cache: Path
-) -> Iterator[dict[str, list[Choice]]]:
-    """Send the requests through one Ray Data actor; yields request key -> choices, block by block as they finish.
+def send(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path) -> Iterator[pa.Table]:
+    """ANSWERED rows of all requests, block by block, as they come in. Raises EndpointError.
 
     One actor is enough: it waits for the model most of the time, and its event loop keeps `endpoint.concurrency`
     requests in flight over the tasks that it runs at the same time. It declares no CPU, so that it starts even where
@@ -102,8 +108,7 @@ def _answers(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-    blocks = [pa.Table.from_pylist(pending[i : i + BLOCK], schema=REQUEST) for i in range(0, len(pending), BLOCK)]
+    blocks = [pending.slice(i, BLOCK) for i in range(0, pending.num_rows, BLOCK)]
     tasks = min(len(blocks), 2 + endpoint.concurrency // BLOCK)  # enough blocks that the slots never run dry
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -119,46 +124,7 @@ def _answers(
         scheduling_strategy=here,
     )
     for block in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        choices: dict[str, list[Choice]] = {}
-        for row in block.to_pylist():
-            key, run = row.pop("key"), row.pop("run")
-            if run == FATAL:
-                raise EndpointError(row["error"])
-            choices.setdefault(key, []).append(Choice(**row))
-        yield choices
-
-
-class Asker:
-    """A Ray Data actor that turns REQUEST batches into ANSWER batches."""
-
-    def __init__(self, endpoint: Endpoint, key: str, sampling: Sampling, cache: str):
-        self.client = Client(endpoint, key)
-        self.sampling = sampling
-        self.cache = Cache(Path(cache))  # read again: if this actor replaces one that died, its answers are there
-
-    async def __call__(self, batch: pa.Table) -> pa.Table:
-        tasks = [asyncio.create_task(self.answer(**row)) for row in batch.to_pylist()]
-        try:
-            answers = await asyncio.gather(*tasks)
-        except EndpointError as error:  # as data: an exception would reach the driver inside a Ray traceback
-            for task in tasks:
-                task.cancel()
-            return _table([("", FATAL, Choice("", None, None, "", str(error)))])
-        return _table([row for rows in answers for row in rows])
-
-    async def answer(self, key: str, uri: str, prompt: str) -> list[tuple[str, int, Choice]]:
-        choices = self.cache.get(key)
-        if choices is None:
-            try:
-                url = await asyncio.to_thread(lambda: data_url(read_image(uri)))
-            except ValueError as error:
-                choices = [Choice("", None, None, "", f"unreadable image: {error}")] * self.sampling.n
-            else:
-                choices = (await self.client.complete(messages(url, prompt), self.sampling)).choices
-                if not any(choice.error for choice in choices):
-                    self.cache.put(key, choices)
-        return [(key, run, choice) for run, choice in enumerate(choices)]
-
-
-def _table(rows: list[tuple[str, int, Choice]]) -> pa.Table:
-    return pa.Table.from_pylist([{"key": key, "run": run, **vars(choice)} for key, run, choice in rows], schema=ANSWER)
+        fatal = block.filter(block["fatal"])
+        if fatal.num_rows:
+            raise EndpointError(fatal["error"][0].as_py())
+        yield block

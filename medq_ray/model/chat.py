@@ -1,19 +1,16 @@
-"""The one client for every model: OpenAI chat completions with retries, token logprobs and a cache on disk.
+"""The one client for every model: OpenAI chat completions with retries and token logprobs.
 
-Floor 2, the only module that imports openai. Questions that cannot be answered (a refused image, a prompt that is too
-long) become rows with an error; an endpoint that cannot be used at all raises `EndpointError`.
+Floor 2, the only module that imports openai. It tells apart what concerns one question (a refused image, a prompt that
+is too long, no answer in time), an endpoint that is down for the moment, and one that cannot be used at all.
 """
 
 import asyncio
-import hashlib
 import json
 import math
 import os
 import random
-import uuid
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -27,6 +24,12 @@ BACKOFF = 0.5
 BACKOFF_LIMIT = 20.0
 RETRIED_STATUS = {408, 409, 425, 429}
 """Besides 5xx: the client errors that another attempt may cure."""
+HANGS = 3
+"""Attempts at a request that is not answered in time: with two minutes each, more of them would hold up a run."""
+PROBE_TIMEOUT = 30.0
+"""Seconds in which an endpoint that is alive answers two letters."""
+PROBE_PAUSE = 0.5
+"""Seconds between two such probes."""
 FATAL_STATUS = {
     401: "set {key} to a key it accepts",
     403: "set {key} to a key with access to this model",
@@ -37,6 +40,14 @@ FATAL_STATUS = {
 
 class EndpointError(RuntimeError):
     """An endpoint cannot be used; the message is one line: which, what happened, what to do."""
+
+
+class Down(RuntimeError):
+    """An endpoint that has answered before answers nothing at the moment."""
+
+
+class Unanswered(RuntimeError):
+    """No attempt at one request was answered, though the endpoint is alive."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class Endpoint:
     """Attempts after the first."""
     timeout: float = 120.0
     """Seconds for one request."""
+    patience: float = 300.0
+    """Seconds that an endpoint that went down is given to come back."""
     key_from: str = "OPENAI_API_KEY"
     """Environment variable of the key; the oracle's and the model's differ, so that neither sees the other's."""
 
@@ -79,41 +92,47 @@ class Sampling:
 @dataclass(frozen=True)
 class Choice:
     """One completion. `entropy` is eq. 3: mean negative log-likelihood of the sampled tokens in nats, None without
-    logprobs. `error` is '' or why there is no text."""
+    logprobs. `error` is '' or why there is no text. The token counts of the prompt are None, the names '' where the
+    endpoint does not say."""
 
     text: str
-    entropy: float | None
-    tokens: int | None
-    finish_reason: str
+    entropy: float | None = None
+    tokens: int | None = None
+    finish_reason: str = ""
     error: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    choices: list[Choice]
     prompt_tokens: int | None = None
+    image_tokens: int | None = None
+    served_model: str = ""
+    fingerprint: str = ""
 
 
 class Malformed(ValueError):
     """A response with status 200 that is no chat completion."""
 
 
-def read_reply(body: str, n: int) -> Reply:
-    """Read a chat completion. Raises Malformed when it is not JSON or lacks one of the `n` choices."""
+def read_reply(body: str) -> list[Choice]:
+    """Read a chat completion. Raises Malformed when it is not JSON or has no choice."""
     try:
         data = json.loads(body)
-        choices = [_read_choice(choice) for choice in sorted(data["choices"], key=lambda c: c.get("index", 0))]
         usage = data.get("usage") or {}
-        if n == 1 and len(choices) == 1 and choices[0].tokens is None:
-            choices = [Choice(**{**asdict(choices[0]), "tokens": usage.get("completion_tokens")})]
+        details = usage.get("prompt_tokens_details") or {}
+        facts = {
+            "prompt_tokens": usage.get("prompt_tokens"),
+            "image_tokens": (details.get("multimodal_tokens") or {}).get("image", details.get("image_tokens")),
+            "served_model": data.get("model") or "",
+            "fingerprint": data.get("system_fingerprint") or "",
+        }
+        choices = [read_choice(choice, facts) for choice in sorted(data["choices"], key=lambda c: c.get("index", 0))]
+        if len(choices) == 1 and choices[0].tokens is None:
+            choices = [replace(choices[0], tokens=usage.get("completion_tokens"))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"no chat completion: {body[:60]!r}") from error
-    if len(choices) != n:
-        raise Malformed(f"{len(choices)} choices instead of {n}")
-    return Reply(choices, usage.get("prompt_tokens"))
+    if not choices:
+        raise Malformed("no choices")
+    return choices
 
 
-def _read_choice(choice: dict) -> Choice:
+def read_choice(choice: dict, facts: dict) -> Choice:
     content = (choice.get("logprobs") or {}).get("content") or []
     message = choice["message"]
     return Choice(
@@ -122,20 +141,23 @@ def _read_choice(choice: dict) -> Choice:
         tokens=len(content) or None,
         finish_reason=choice.get("finish_reason") or "",
         error="refused: " + message["refusal"] if message.get("refusal") else "",
+        **facts,
     )
 
 
 class Client:
-    """Asks one endpoint, at most `endpoint.concurrency` requests at a time. Belongs to one event loop."""
+    """Asks one endpoint. Belongs to one event loop; at most `endpoint.concurrency` connections are open."""
 
     def __init__(self, endpoint: Endpoint, key: str | None = None):
         """`key` defaults to the endpoint's in this process's environment, which a Ray worker's may not be."""
         import httpx
         import openai
 
-        limits = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
+        limits = httpx.Limits(max_connections=endpoint.concurrency + 1, max_keepalive_connections=endpoint.concurrency)
         self.endpoint = endpoint
-        self.slots = asyncio.Semaphore(endpoint.concurrency)
+        self.answered = False
+        """Whether the endpoint has ever answered: one that has may be restarting, one that has not is not there."""
+        self.probing, self.probed, self.was_alive = asyncio.Lock(), -math.inf, False
         self.openai = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=key or endpoint.key(),
@@ -147,39 +169,92 @@ class Client:
     async def close(self) -> None:
         await self.openai.close()
 
-    async def complete(self, messages: list[dict], sampling: Sampling) -> Reply:
+    async def complete(self, messages: list[dict], sampling: Sampling) -> list[Choice]:
         """`sampling.n` completions of one prompt; a refused request gives choices with an error.
 
-        Raises EndpointError when the key, address or model is wrong, or when no attempt was answered.
+        Some endpoints give one choice whatever `n` is: the missing ones are asked for with other seeds. Raises
+        EndpointError when the key, address or model is wrong, when it limits our rate beyond all attempts and when it
+        has never answered anything; Down; Unanswered.
         """
+        choices: list[Choice] = []
+        while (missing := sampling.n - len(choices)) > 0:
+            choices += await self._answer(messages, replace(sampling, n=missing, seed=sampling.seed + len(choices)))
+            if choices[-1].error.startswith("HTTP"):
+                return [choices[-1]] * sampling.n
+        return choices[: sampling.n]
+
+    async def _answer(self, messages: list[dict], sampling: Sampling) -> list[Choice]:
+        """One to `sampling.n` choices, after as many attempts as it takes and the endpoint allows."""
         import openai
 
-        async with self.slots:
-            for attempt in range(self.endpoint.retries + 1):
-                wait = min(BACKOFF * 2**attempt, BACKOFF_LIMIT) * random.uniform(0.5, 1)
-                try:
-                    return await self._request(messages, sampling)
-                except openai.APIStatusError as error:
-                    status, reason = error.status_code, f"HTTP {error.status_code}"
-                    if status in FATAL_STATUS:
-                        raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
-                    if status < 500 and status not in RETRIED_STATUS:
-                        refused = Choice("", None, None, "", f"{reason}: {one_line(error.message)}")
-                        return Reply([refused] * sampling.n)
-                    wait = max(wait, _retry_after(error))
-                except openai.APITimeoutError:
-                    reason = f"no answer within {self.endpoint.timeout:g} s"
-                except openai.APIConnectionError as error:
-                    reason = f"no connection ({one_line(error.__cause__ or error)})"
-                except Malformed as error:
-                    reason = str(error)
-                if attempt < self.endpoint.retries:
-                    await asyncio.sleep(wait)
-        raise self._unusable(
-            f"{reason} after {self.endpoint.retries + 1} attempts", "see that it is up, then run the same command again"
-        )
+        for attempt in range(1, self.endpoint.retries + 2):
+            wait, limited, hung = min(BACKOFF * 2 ** (attempt - 1), BACKOFF_LIMIT) * random.uniform(0.5, 1), False, False
+            try:
+                choices = await self._request(messages, sampling)
+                self.answered = True
+                return choices
+            except openai.APIStatusError as error:
+                status, reason = error.status_code, f"HTTP {error.status_code}"
+                if status in FATAL_STATUS:
+                    raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
+                if status < 500 and status not in RETRIED_STATUS:
+                    return [Choice("", error=f"{reason}: {one_line(error.message)}")]
+                wait, limited = max(wait, _retry_after(error)), status == 429
+            except openai.APITimeoutError:
+                reason, hung = f"no answer within {self.endpoint.timeout:g} s", True
+            except openai.APIConnectionError as error:
+                reason = f"no connection ({one_line(error.__cause__ or error)})"
+            except Malformed as error:
+                reason = str(error)
+            if not limited and self.answered and not await self.alive():
+                raise Down(reason)
+            if attempt > self.endpoint.retries or (hung and attempt >= HANGS):
+                break
+            await asyncio.sleep(wait)
+        attempts = f"{reason} after {attempt} attempt{'s' if attempt > 1 else ''}"
+        if limited:
+            raise self._unusable(attempts, "lower engine.concurrency, then run the same command again")
+        if not self.answered and not await self.alive():
+            raise self._unusable(attempts, "see that it is up, then run the same command again")
+        raise Unanswered(attempts)
 
-    async def _request(self, messages: list[dict], sampling: Sampling) -> Reply:
+    async def alive(self) -> bool:
+        """Whether the endpoint answers two letters, if need be at the second attempt. Many who ask at once share one
+        look."""
+        async with self.probing:
+            if time.monotonic() - self.probed < PROBE_PAUSE:
+                return self.was_alive
+            self.was_alive = await self._probe()
+            if not self.was_alive:
+                await asyncio.sleep(PROBE_PAUSE)
+                self.was_alive = await self._probe()
+            self.probed = time.monotonic()
+            return self.was_alive
+
+    async def _probe(self) -> bool:
+        import openai
+
+        hello = [{"role": "user", "content": "Hi"}]
+        sampling = Sampling(max_tokens=1, logprobs=False)
+        try:
+            await self._request(hello, sampling, timeout=min(self.endpoint.timeout, PROBE_TIMEOUT))
+        except openai.APIStatusError as error:
+            return error.status_code < 500
+        except (openai.APIConnectionError, Malformed):
+            return False
+        return True
+
+    async def revive(self) -> None:
+        """Wait until the endpoint is alive. Raises EndpointError when that takes longer than its patience."""
+        deadline = time.monotonic() + self.endpoint.patience
+        while not await self.alive():
+            if time.monotonic() > deadline:
+                raise self._unusable(
+                    f"down for {self.endpoint.patience:g} s", "see that it is up, then run the same command again"
+                )
+            await asyncio.sleep(PROBE_PAUSE)
+
+    async def _request(self, messages: list[dict], sampling: Sampling, timeout: float | None = None) -> list[Choice]:
         raw = await self.openai.chat.completions.with_raw_response.create(
             model=self.endpoint.model,
             messages=messages,
@@ -188,8 +263,9 @@ class Client:
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             logprobs=sampling.logprobs,
+            timeout=timeout or self.endpoint.timeout,
         )
-        return read_reply(raw.text, sampling.n)
+        return read_reply(raw.text)
 
     def _unusable(self, reason: str, advice: str) -> EndpointError:
         return EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): {reason}; {advice}")
@@ -201,53 +277,3 @@ def _retry_after(error: "openai.APIStatusError") -> float:
         return min(float(error.response.headers.get("retry-after", "0")), 60.0)
     except ValueError:
         return 0.0
-
-
-def request_key(endpoint: Endpoint, image: str, prompt: str, sampling: Sampling) -> str:
-    """What makes two requests the same: sha256 over model, checkpoint, image digest, prompt and sampling. The address
-    is not part of it: the same checkpoint on another port is the same model."""
-    content = [endpoint.model, endpoint.identity, image, prompt, asdict(sampling)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-class Cache:
-    """Answers on disk: what a model has given is never asked for again.
-
-    A folder of append-only JSON lines, one file for each writing process, so that writers never share a file. Each
-    line is handed to the operating system before `put` returns: a `kill -9` loses nothing that was answered.
-    """
-
-    def __init__(self, folder: Path):
-        """Read every file of the folder. A last line that a kill tore off is ignored; raises ValueError naming the
-        file when another line is damaged."""
-        self.folder = folder
-        self.answers: dict[str, list[Choice]] = {}
-        self._file = None
-        for path in sorted(folder.glob("*.jsonl")):
-            self.answers.update(_read_lines(path))
-
-    def get(self, key: str) -> list[Choice] | None:
-        return self.answers.get(key)
-
-    def put(self, key: str, choices: Iterable[Choice]) -> None:
-        """Keep the choices of one request, which must be free of errors."""
-        choices = list(choices)
-        assert not any(choice.error for choice in choices), "errors are not answers"
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "a")
-        self._file.write(json.dumps([key, [[c.text, c.entropy, c.tokens, c.finish_reason] for c in choices]]) + "\n")
-        self._file.flush()
-        self.answers[key] = choices
-
-
-def _read_lines(path: Path) -> dict[str, list[Choice]]:
-    answers = {}
-    *lines, _torn = path.read_text().split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            key, choices = json.loads(line)
-            answers[key] = [Choice(*choice) for choice in choices]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: damaged; delete the file, its questions are asked anew") from error
-    return answers

@@ -113,6 +113,7 @@ def llm_config(checkpoint: str, name: str, device: str, engine: config.Engine) -
         "max_num_seqs": engine.max_num_seqs,
         "limit_mm_per_prompt": {"image": 2, "video": 0},  # with videos allowed, the profiling run makes one
         "dtype": "bfloat16",
+        "enable_prompt_tokens_details": True,  # how many tokens of a prompt are the image's
         "enable_prefix_caching": False,  # an image comes first in a prompt: prefixes are hardly ever shared
     }
     if device == "cpu":
@@ -232,17 +233,17 @@ async def check_sight(endpoint: Endpoint) -> None:
     text_only = [{"role": "user", "content": "Which?"}]
     try:
         with_image, without = await asyncio.gather(
-            client.complete(messages(image, "Which?"), sampling), client.complete(text_only, sampling)
+            client.complete(messages([image], "Which?"), sampling), client.complete(text_only, sampling)
         )
     finally:
         await client.close()
-    for reply in (with_image, without):
-        if reply.choices[0].error:
-            raise EndpointError(f"{endpoint.base_url} refuses a first question: {reply.choices[0].error}")
-    if None in (with_image.prompt_tokens, without.prompt_tokens) or with_image.prompt_tokens <= without.prompt_tokens:
+    (one,), (none,) = with_image, without
+    if error := one.error or none.error:
+        raise EndpointError(f"{endpoint.base_url} refuses a first question: {error}")
+    if None in (one.prompt_tokens, none.prompt_tokens) or one.prompt_tokens <= none.prompt_tokens:
         raise EndpointError(
-            f"{endpoint.base_url} does not see images: {with_image.prompt_tokens} prompt tokens with one, "
-            f"{without.prompt_tokens} without; serve a vision-language checkpoint"
+            f"{endpoint.base_url} does not see images: {one.prompt_tokens} prompt tokens with one, "
+            f"{none.prompt_tokens} without; serve a vision-language checkpoint"
         )
 
 

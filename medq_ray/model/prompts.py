@@ -24,6 +24,12 @@ def render(text: str, options: Sequence[str]) -> str:
     return "\n".join([text, *lines, INSTRUCTION])
 
 
+def prompt_of(question: dict) -> dict:
+    """The row of schema.PROMPT that asks a question of schema.QUESTION."""
+    prompt = render(question["text"], question["options"])
+    return {"question_id": question["question_id"], "uris": [question["uri"]], "prompt": prompt}
+
+
 def parse_letter(reply: str, options: int) -> str | None:
     """The letter of a reply to a question with `options` options, None when the reply is in another form.
 
@@ -34,14 +40,7 @@ def parse_letter(reply: str, options: int) -> str | None:
     return match[1] if match and match[1] in LETTERS[:options] else None
 
 
-def messages(url: str, prompt: str) -> list[dict]:
-    """OpenAI chat messages of one turn: the image (data URL or http address), then the text."""
-    return [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image_url", "image_url": {"url": url}},
-                {"type": "text", "text": prompt},
-            ],
-        }
-    ]
+def messages(urls: Sequence[str], prompt: str) -> list[dict]:
+    """OpenAI chat messages of one turn: the images (data URLs or http addresses) in their order, then the text."""
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": prompt}]}]

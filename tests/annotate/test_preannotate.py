@@ -66,7 +66,7 @@ def test_cold_start_sends_everything_to_review(tmp_path):
     assert counts["cold_start"] == 4 and counts["expert_share"] == 1.0
     ((prompts, sampling, label),) = asked.asked
     prompt = "Is the quality of this MRI image impaired?\nA. Yes\nB. No\nAnswer with the letter."
-    assert prompts[0] == {"question_id": "q1", "uri": "/q1.png", "prompt": prompt}
+    assert prompts[0] == {"question_id": "q1", "uris": ["/q1.png"], "prompt": prompt}
     assert sampling.temperature == 0 and label.startswith("iter-00/annotate")
 
 

@@ -53,7 +53,7 @@ def test_dev_is_asked_R_times_and_test_once_greedily(tmp_path, images):
     (dev, sampled, _), (test, greedy, _) = model.asked
     assert (sampled.n, sampled.temperature, sampled.logprobs, sampled.seed) == (3, 0.7, True, 4)
     assert (greedy.n, greedy.temperature) == (1, 0)
-    assert dev.column_names == ["question_id", "uri", "prompt"]
+    assert dev.column_names == ["question_id", "uris", "prompt"]
     assert dev["prompt"][0].as_py().splitlines()[1] == "A. x"
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     assert counts["failures"] == 12 and counts["dev_accuracy"] == counts["test_accuracy"] == 0.5

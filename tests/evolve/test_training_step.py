@@ -57,7 +57,7 @@ def test_the_prompt_is_what_is_served_and_labels_are_the_answer_and_its_end(proc
 
     for sample, (tokens, others) in zip(samples, encoded, strict=True):
         ids, labels = tokens["input_ids"][0], tokens["labels"][0]
-        served = [{"type": "image"}, messages("", sample["prompt"])[0]["content"][1]]
+        served = [{"type": "image"}, messages([""], sample["prompt"])[0]["content"][1]]
         asked = processor.apply_chat_template(
             [{"role": "user", "content": served}], tokenize=False, add_generation_prompt=True
         )

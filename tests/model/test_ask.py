@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from medq_ray.images import encode_png
-from medq_ray.model import chat
 from medq_ray.model.ask import ask
-from medq_ray.model.chat import Cache, Choice, Endpoint, EndpointError, Sampling
-from medq_ray.schema import COMPLETION
+from medq_ray.model.cache import Cache, request_key
+from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
+from medq_ray.schema import COMPLETION, PROMPT
 
 SAMPLING = Sampling(n=2, temperature=0.7)
 WAIT = 120.0
@@ -29,9 +29,10 @@ def write_prompts(folder: Path, count: int) -> pa.Table:
     return pa.table(
         {
             "question_id": [f"q{i:03d}" for i in range(count)],
-            "uri": [str(folder / f"{i}.png") for i in range(count)],
+            "uris": [[str(folder / f"{i}.png")] for i in range(count)],
             "prompt": [f"Question {i % 3}?\nA. yes\nB. no" for i in range(count)],
-        }
+        },
+        schema=PROMPT,
     )
 
 
@@ -40,9 +41,9 @@ def test_what_the_cache_knows_needs_neither_ray_nor_endpoint(tmp_path):
     endpoint = Endpoint("http://127.0.0.1:1/v1", "m", identity="abc")
     cache = Cache(tmp_path / "cache")
     for row in prompts.to_pylist():
-        digest = hashlib.sha256(Path(row["uri"]).read_bytes()).hexdigest()
+        digest = hashlib.sha256(Path(row["uris"][0]).read_bytes()).hexdigest()
         answers = [Choice(row["question_id"], 0.5, 1, "stop"), Choice("B", None, None, "length")]
-        cache.put(chat.request_key(endpoint, digest, row["prompt"], SAMPLING), answers)
+        cache.put(request_key(endpoint, [digest], row["prompt"], SAMPLING), answers)
     table = ask(prompts.take([2, 0, 1]), endpoint, SAMPLING, tmp_path / "cache", "asking")
     assert table.schema == COMPLETION
     assert table["question_id"].to_pylist() == ["q000", "q000", "q001", "q001", "q002", "q002"]
@@ -52,8 +53,7 @@ def test_what_the_cache_knows_needs_neither_ray_nor_endpoint(tmp_path):
 
 
 def test_no_questions_are_no_rows(tmp_path):
-    none = pa.schema([(name, pa.string()) for name in ("question_id", "uri", "prompt")]).empty_table()
-    table = ask(none, Endpoint("http://127.0.0.1:1/v1", "m"), SAMPLING, tmp_path / "cache", "asking")
+    table = ask(PROMPT.empty_table(), Endpoint("http://127.0.0.1:1/v1", "m"), SAMPLING, tmp_path / "cache", "asking")
     assert table.num_rows == 0 and table.schema == COMPLETION
 
 
@@ -138,7 +138,7 @@ def test_a_killed_run_asks_nothing_again_that_was_answered(slow_stub, tmp_path):
     command = [sys.executable, "-c", RUNNER, str(tmp_path), slow_stub.url]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + WAIT
-    while len(kept := Cache(tmp_path / "cache").answers) < 8:
+    while len(kept := Cache(tmp_path / "cache").keys()) < 8:
         assert time.monotonic() < deadline and killed.poll() is None, "the run never got going"
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
@@ -155,10 +155,10 @@ def test_a_killed_run_asks_nothing_again_that_was_answered(slow_stub, tmp_path):
     assert table.num_rows == 2 * count and set(table["error"].to_pylist()) == {""}
 
 
-def settled(folder: Path) -> dict:
+def settled(folder: Path) -> set[str]:
     """The cache once the killed run's worker, which outlives its driver by a moment, has stopped writing."""
     before = None
-    while (now := Cache(folder).answers) != before:
+    while (now := Cache(folder).keys()) != before:
         before = now
         time.sleep(2.0)
     return now

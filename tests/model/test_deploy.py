@@ -15,7 +15,7 @@ import pytest
 
 from medq_ray import config
 from medq_ray.images import data_url
-from medq_ray.model.chat import Client, Endpoint, EndpointError, Reply, Sampling
+from medq_ray.model.chat import Choice, Client, Endpoint, EndpointError, Sampling
 from medq_ray.model.deploy import check_sight, resolve_checkpoint, serve_checkpoint
 from medq_ray.model.prompts import messages
 from medq_ray.model.tiny import embedded_checkpoint
@@ -24,11 +24,11 @@ PROMPT = "Is the quality of this MRI image impaired?\nA. Yes\nB. No\nAnswer with
 ENGINE = "VLLM::EngineCore"
 
 
-def ask(url: str, model: str, pixels: np.ndarray, sampling: Sampling) -> Reply:
-    async def once() -> Reply:
+def ask(url: str, model: str, pixels: np.ndarray, sampling: Sampling) -> list[Choice]:
+    async def once() -> list[Choice]:
         client = Client(Endpoint(url, model, retries=0))
         try:
-            return await client.complete(messages(data_url(pixels), PROMPT), sampling)
+            return await client.complete(messages([data_url(pixels)], PROMPT), sampling)
         finally:
             await client.close()
 
@@ -65,11 +65,11 @@ def test_vllm_answers_five_times_with_logprobs_and_counts_image_tokens(vlm_endpo
     first, second = rng.integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
     sampling = Sampling(n=5, temperature=1.0, max_tokens=8)
     reply = ask(vlm_endpoint, "base", first, sampling)
-    assert len(reply.choices) == 5 and all(choice.error == "" for choice in reply.choices)
-    assert all(choice.entropy > 0 and choice.tokens >= 1 for choice in reply.choices)
+    assert len(reply) == 5 and all(choice.error == "" for choice in reply)
+    assert all(choice.entropy > 0 and choice.tokens >= 1 for choice in reply)
     assert reply.prompt_tokens > 16  # 16 of them are the image
     greedy = Sampling(n=1, temperature=0.0, max_tokens=8)
-    entropies = [ask(vlm_endpoint, "base", image, greedy).choices[0].entropy for image in (first, first, second)]
+    entropies = [ask(vlm_endpoint, "base", image, greedy)[0].entropy for image in (first, first, second)]
     assert entropies[0] == pytest.approx(entropies[1], abs=1e-3) and entropies[0] != entropies[2]
 
 
@@ -79,7 +79,7 @@ def test_an_unknown_model_and_a_long_prompt_are_told_apart(vlm_endpoint):
     with pytest.raises(EndpointError, match="HTTP 404; check the base URL and the model name"):
         ask(vlm_endpoint, "another", image, Sampling())
     refused = ask(vlm_endpoint, "base", image, Sampling(max_tokens=100_000))
-    assert refused.choices[0].error.startswith("HTTP 400")
+    assert refused[0].error.startswith("HTTP 400")
 
 
 @pytest.mark.engine
@@ -88,7 +88,7 @@ def test_a_second_checkpoint_is_served_and_leaves_nothing_behind(vlm_endpoint, t
     before = engines()
     with serve_checkpoint(tmp_path / "second", "second", config.Engine()) as url:
         assert engines() == before + 1
-        assert ask(url, "second", np.zeros((112, 112, 3), np.uint8), Sampling()).choices[0].error == ""
+        assert ask(url, "second", np.zeros((112, 112, 3), np.uint8), Sampling())[0].error == ""
     assert engines() == before
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{url}/models")

@@ -44,7 +44,7 @@ def test_anything_else_is_unparsed(reply):
 
 
 def test_the_image_comes_before_the_text():
-    (turn,) = messages("data:image/png;base64,AAAA", "Is it?")
+    (turn,) = messages(["data:image/png;base64,AAAA"], "Is it?")
     assert turn["role"] == "user"
     assert [part["type"] for part in turn["content"]] == ["image_url", "text"]
     assert turn["content"][0]["image_url"]["url"] == "data:image/png;base64,AAAA"

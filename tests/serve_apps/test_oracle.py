@@ -49,7 +49,7 @@ def how_question() -> dict:
 def request(index: int, **more) -> dict:
     question = how_question()
     prompt = render(question["text"], question["options"])
-    return {"model": MODEL, "messages": messages(images.data_url(picture(index)), prompt), **more}
+    return {"model": MODEL, "messages": messages([images.data_url(picture(index))], prompt), **more}
 
 
 def persist(client, url: str, body: dict):
@@ -96,7 +96,7 @@ def test_an_unknown_image_is_refused_with_an_answer(address, client):
 def test_bad_requests_get_errors_of_the_protocol(address, client):
     other = client.post(f"{address}/chat/completions", json=request(0) | {"model": "gpt-4o"})
     assert other.status_code == 404 and "simulated-oracle" in other.json()["error"]["message"]
-    for bad in ({"messages": []}, {"messages": messages("data:image/png;base64,AAAA", "Describe.")},
+    for bad in ({"messages": []}, {"messages": messages(["data:image/png;base64,AAAA"], "Describe.")},
                 {"messages": [{"role": "user", "content": "no image"}]}):  # fmt: skip
         reply = client.post(f"{address}/chat/completions", json={"model": MODEL} | bad)
         assert reply.status_code == 400 and reply.json()["error"]["message"]

@@ -1,0 +1,148 @@
+"""The Ray Data actor that asks: keeps every answer, and finds the question that brings an engine down.
+
+When an endpoint that has answered answers nothing any more, nothing new is sent. The questions that were in flight are
+suspects: once the engine is back, they are asked by halves with nobody else beside them, and the half during which it
+goes down again is halved again, so that of 48 one is found in about seven restarts. A question that is alone when the
+engine goes down, twice, is its culprit: recorded as failed, and in the cache, so that the next run does not fall over
+it. Suspects of an engine that somebody else killed are all answered.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from medq_ray.images import data_url, read_image
+from medq_ray.model.cache import Cache
+from medq_ray.model.chat import Choice, Client, Down, Endpoint, EndpointError, Sampling, Unanswered
+from medq_ray.model.prompts import messages
+
+ANSWERED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("error", pa.string()),  # '' when the answer is in the cache
+        ("fatal", pa.bool_()),  # the endpoint cannot be used
+    ]
+)
+CULPRIT = "culprit: the engine went down twice when only this question was asked"
+HOPELESS = 32
+"""Questions in a row without an answer after which an endpoint that answers only small talk counts as unusable."""
+POLL = 0.05
+"""Seconds between two looks whether all requests in flight have ended."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A request that was in flight when the engine went down, and who waits for it."""
+
+    content: list[dict]
+    outcome: asyncio.Future
+
+
+class Asker:
+    """Turns batches of requests (key, uris, prompt) into ANSWERED batches; answers go to the cache."""
+
+    def __init__(self, endpoint: Endpoint, key: str, sampling: Sampling, cache: str):
+        self.client, self.sampling = Client(endpoint, key), sampling
+        self.cache = Cache(Path(cache))  # read again: if this actor replaces one that died, its answers are there
+        self.slots = asyncio.Semaphore(endpoint.concurrency)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.flying, self.failed = 0, 0
+        self.suspects: list[Suspect] = []
+        self.rescuer: asyncio.Task | None = None
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        tasks = [asyncio.create_task(self.answer(**row)) for row in rows]
+        try:
+            errors = await asyncio.gather(*tasks)
+        except EndpointError as error:  # as data: an exception would reach the driver inside a Ray traceback
+            for task in tasks:
+                task.cancel()
+            return pa.table([[""], [str(error)], [True]], schema=ANSWERED)
+        return pa.table([[row["key"] for row in rows], errors, [False] * len(rows)], schema=ANSWERED)
+
+    async def answer(self, key: str, uris: list[str], prompt: str) -> str:
+        """Get one request answered; '' or why it is not."""
+        if key in self.cache:
+            return ""
+        async with self.slots:
+            try:
+                urls = await asyncio.to_thread(lambda: [data_url(read_image(uri)) for uri in uris])
+            except ValueError as error:
+                return f"unreadable image: {error}"
+            choices = await self.ask(messages(urls, prompt))
+        error = next((choice.error for choice in choices if choice.error), "")
+        if not error or error == CULPRIT:
+            self.cache.put(key, choices)
+        return error
+
+    async def ask(self, content: list[dict]) -> list[Choice]:
+        """The choices of one request. Raises EndpointError."""
+        await self.gate.wait()
+        self.flying += 1
+        try:
+            return await self.client.complete(content, self.sampling)
+        except Unanswered as error:
+            return self.unanswered(error)
+        except Down:
+            suspect = Suspect(content, asyncio.get_running_loop().create_future())
+            self.suspects.append(suspect)
+            if self.gate.is_set():
+                self.gate.clear()
+                self.rescuer = asyncio.create_task(self.rescue())
+        finally:
+            self.flying -= 1
+        return await suspect.outcome
+
+    def unanswered(self, error: Unanswered) -> list[Choice]:
+        """A failed question. Raises EndpointError when there are many and nothing else."""
+        self.failed += 1
+        if self.failed >= HOPELESS and len(self.cache) == 0:
+            raise EndpointError(f"{self.client.endpoint.base_url} answered none of {self.failed} questions: {error}")
+        return [Choice("", error=str(error))] * self.sampling.n
+
+    async def rescue(self) -> None:
+        """Get the suspects answered, once the engine is back; then let the others go on."""
+        while self.flying:
+            await asyncio.sleep(POLL)
+        suspects, self.suspects = self.suspects, []
+        try:
+            await self.client.revive()
+            await self.halve(suspects)
+        except EndpointError as error:
+            for suspect in suspects:
+                if not suspect.outcome.done():
+                    suspect.outcome.set_exception(error)
+        finally:
+            self.gate.set()
+
+    async def halve(self, suspects: list[Suspect]) -> None:
+        """Ask suspects by halves while nothing else is asked; a lone one that brings the engine down twice is given
+        up."""
+        if len(suspects) == 1:
+            for _ in range(2):
+                if await self.tried(suspects[0]):
+                    return
+                await self.client.revive()
+            suspects[0].outcome.set_result([Choice("", error=CULPRIT)] * self.sampling.n)
+            return
+        middle = len(suspects) // 2
+        for half in (suspects[:middle], suspects[middle:]):
+            answered = await asyncio.gather(*map(self.tried, half))
+            if not all(answered):
+                await self.client.revive()
+                await self.halve([suspect for suspect, done in zip(half, answered, strict=True) if not done])
+
+    async def tried(self, suspect: Suspect) -> bool:
+        """Whether a suspect got its outcome; False when the engine went down meanwhile."""
+        try:
+            choices = await self.client.complete(suspect.content, self.sampling)
+        except Unanswered as error:
+            choices = self.unanswered(error)
+        except Down:
+            return False
+        suspect.outcome.set_result(choices)
+        return True

@@ -1,0 +1,78 @@
+"""Answers on disk: what a model has given is never asked for again."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+
+from medq_ray.model.chat import Choice, Endpoint, Sampling
+
+
+def request_key(endpoint: Endpoint, images: Sequence[str], prompt: str, sampling: Sampling) -> str:
+    """What makes two requests the same: sha256 over model, checkpoint, image digests, prompt and sampling. The address
+    is not part of it: the same checkpoint on another port is the same model."""
+    content = [endpoint.model, endpoint.identity, list(images), prompt, asdict(sampling)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Cache:
+    """A folder of append-only JSON lines, one file for each writing process, so that writers never share a file.
+
+    Each line is handed to the operating system before `put` returns: a `kill -9` loses nothing that was answered. Only
+    where each answer lies is held in memory, 250 bytes a request.
+    """
+
+    def __init__(self, folder: Path):
+        """Look through every file of the folder. A last line that a kill tore off is ignored; raises ValueError naming
+        the file when another line is damaged."""
+        self.folder = folder
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._file = None
+        for path in sorted(folder.glob("*.jsonl")):
+            self._index(path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def keys(self) -> set[str]:
+        return set(self._places)
+
+    def get(self, key: str) -> list[Choice] | None:
+        if key not in self._places:
+            return None
+        path, offset = self._places[key]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return _read(file.readline(), path)[1]
+
+    def put(self, key: str, choices: Sequence[Choice]) -> None:
+        """Keep the choices of one request."""
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._path = self.folder / f"{uuid.uuid4().hex}.jsonl"
+            self._file = open(self._path, "ab")
+        offset = self._file.tell()
+        self._file.write(json.dumps([key, [astuple(choice) for choice in choices]]).encode() + b"\n")
+        self._file.flush()
+        self._places[key] = (self._path, offset)
+
+    def _index(self, path: Path) -> None:
+        offset = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):  # else torn off
+                    self._places[_read(line, f"{path}:{number}")[0]] = (path, offset)
+                offset += len(line)
+
+
+def _read(line: bytes, where: object) -> tuple[str, list[Choice]]:
+    try:
+        key, choices = json.loads(line)
+        return key, [Choice(*choice) for choice in choices]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: damaged; delete the file, its questions are asked anew") from error
