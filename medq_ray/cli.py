@@ -228,6 +228,77 @@ def show_quarantine(pool_root: Path) -> None:
         click.echo("".join(letter if letter.isprintable() else "?" for letter in line))  # names are foreign words
 
 
+@main.command()
+@click.option("--compare", "folders", nargs=2, type=click.Path(path_type=Path, exists=True, file_okay=False),
+              required=True, metavar="A B", help="Two iterations, evaluate folders or outputs of `medq bench`.")  # fmt: skip
+@click.option("--split", type=click.Choice(["dev", "test"]), default="dev", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def evaluate(folders: tuple[Path, Path], split: str, as_json: bool) -> None:
+    """Compare two evaluations of the same questions: is B better than A, and in what?
+
+    Example:  medq evaluate --compare runs/demo/iter-00 runs/demo/iter-02 --split test
+    """
+    from medq_ray.evaluate.compare import compare, describe, scores_of
+
+    found = compare(*(scores_of(folder, split) for folder in folders))
+    click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+
+
+@main.group()
+def bench() -> None:
+    """Run a model on a published benchmark."""
+
+
+@bench.command("medqbench")
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
+              help="The release's TSV files.")  # fmt: skip
+@click.option("--split", default="test", show_default=True,
+              help="test, dev or all; of MedQ-Deg simulate-test, simulate-dev, good-test or good-dev.")  # fmt: skip
+@click.option("--base-url", help="The model's OpenAI-compatible endpoint, with /v1.")
+@click.option("--model", "name", help="Its name there.")
+@click.option("--models", "models_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="A YAML list of {model, base_url, key_from}: several models in one table.")  # fmt: skip
+@click.option("--judge-url", help="The judge's endpoint; without one only perception is run.")
+@click.option("--judge-model", default="gpt-4o", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Judge rounds.")
+@click.option("--templates", type=click.Path(path_type=Path, exists=True),
+              help="A copy of VLMEvalKit: its wording, to the letter, instead of ours.")  # fmt: skip
+@click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Answers a perception question.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Longest answer.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=48, show_default=True, help="Requests in flight.")
+@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="A column under another name.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/medqbench"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print result.json.")
+def medqbench(
+    data: Path, split: str, base_url: str, name: str, models_file: Path, judge_url: str, judge_model: str, rounds: int,
+    templates: Path, runs: int, temperature: float, max_tokens: int, concurrency: int, columns: tuple, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Run models on MedQ-Bench or MedQ-Deg and print the result beside the published rows. The same command goes on
+    where a killed one was. Keys: ENGINE_API_KEY for the model, JUDGE_API_KEY for the judge.
+
+    Example:  medq bench medqbench --data MedQ-Bench --base-url http://127.0.0.1:8000/vlm/v1 --model vlm
+    """
+    from medq_ray.console import quiet, say
+    from medq_ray.evaluate import bench as phase
+    from medq_ray.evaluate.medqbench import read_release
+    from medq_ray.evaluate.wording import OWN, load_official
+    from medq_ray.serving import ray_session
+
+    models = phase.models_of(base_url, name, models_file, concurrency)
+    judge = phase.judge_at(judge_url, judge_model, concurrency)
+    wording = load_official(templates) if templates else OWN
+    renamed = phase.column_map(columns)
+    out = out.resolve()
+    with resumable(), quiet(out / phase.LOG, people=2 if as_json else 1):
+        release = read_release(data, split, out / "images", renamed)
+        for note in release.notes:
+            say(f"note: {note}")
+        with ray_session(out / phase.LOG):
+            phase.bench(out, release, models, judge, phase.Protocol(wording, runs, temperature, max_tokens, rounds=rounds))
+    click.echo((out / ("result.json" if as_json else "table.txt")).read_text())
+
+
 @main.group()
 def serve() -> None:
     """Serve a model over HTTP."""

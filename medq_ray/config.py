@@ -82,6 +82,26 @@ class Evaluate(Section):
     """Weight of the question-answer features beside the visual ones in a failure's feature vector. Our choice."""
     max_prototypes: int = Field(24, ge=2)
     """Largest N_c tried; the silhouette criterion chooses (Sec. 2.2)."""
+    crossings: tuple[str, ...] = ("kind x modality",)
+    """Pairs of capability axes whose error rates are reported besides those of single capabilities. Our choice."""
+
+
+class Judge(Section):
+    base_url: str | None = None
+    """OpenAI-compatible endpoint of the judge of descriptions; its key comes from JUDGE_API_KEY. None: no judge, and a
+    description is right when its fields agree with the reference's, which only the embedded world's can."""
+    model: str = ""
+    """Its model name; MedQ-Bench's is gpt-4o."""
+    rounds: int = Field(1, ge=1)
+    """Scores of each description and axis (official: 1)."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of the judge (official: 0)."""
+    templates: str | None = None
+    """A copy of MedQ-Bench's evaluator, for its rubrics to the letter; None takes ours."""
+    least: dict[Literal["completeness", "preciseness", "consistency", "quality_accuracy"], float] = {
+        "completeness": 1.0, "preciseness": 1.0, "consistency": 1.0, "quality_accuracy": 1.0}  # fmt: skip
+    """Axis -> score (0 to 2) below which a run of a description is wrong. The paper does not say when a description is
+    a failure; our choice: when it is as bad as can be on any axis."""
 
 
 class Explore(Section):
@@ -178,6 +198,7 @@ class Config(Section):
     engine: Engine = Engine()
     encoder: Encoder = Encoder()
     evaluate: Evaluate = Evaluate()
+    judge: Judge = Judge()
     explore: Explore = Explore()
     oracle: Oracle = Oracle()
     annotate: Annotate = Annotate()
@@ -191,9 +212,14 @@ HARDWARE_FIELDS = {
     "engine": {"base_url", "device", "max_num_seqs", "kv_cache_bytes", "start_timeout", "port", "concurrency",
                "retries", "timeout"},
     "encoder": {"batch_size"},
+    "judge": {"base_url", "templates"},
     "oracle": {"base_url", "failure_rate"},
     "evolve": {"workers"},
 }  # fmt: skip
+
+
+ADDRESSES = (("engine", "base_url"), ("oracle", "base_url"), ("judge", "base_url"), ("judge", "templates"), ("pool", "path"))
+"""Of these only whether there is one decides results."""
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -201,7 +227,7 @@ def identity(config: Config) -> dict[str, Any]:
     whether there is one: a server elsewhere may serve another model under the same name. A pool's content is an input
     of the run's steps."""
     data = config.model_dump(mode="json", exclude=HARDWARE_FIELDS)
-    for name, field in (("engine", "base_url"), ("oracle", "base_url"), ("pool", "path")):
+    for name, field in ADDRESSES:
         data[name][field] = None if getattr(getattr(config, name), field) is None else "set"
     return data
 

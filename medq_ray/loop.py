@@ -25,7 +25,9 @@ from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, d
 from medq_ray.config import Config
 from medq_ray.console import progress, quiet, say
 from medq_ray.evaluate import evaluate
-from medq_ray.evaluate.scoring import compare
+from medq_ray.evaluate.compare import compare
+from medq_ray.evaluate.descriptions import wording_of
+from medq_ray.evaluate.judge import warnings
 from medq_ray.evolve import evolve
 from medq_ray.explore import explore
 from medq_ray.ledger import Ledger
@@ -43,8 +45,8 @@ from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
-ENGINE_KEY, ORACLE_KEY = "ENGINE_API_KEY", "OPENAI_API_KEY"
-"""Environment variables of the keys of `engine.base_url` and `oracle.base_url`."""
+ENGINE_KEY, ORACLE_KEY, JUDGE_KEY = "ENGINE_API_KEY", "OPENAI_API_KEY", "JUDGE_API_KEY"
+"""Environment variables of the keys of `engine.base_url`, `oracle.base_url` and `judge.base_url`."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
 
@@ -61,7 +63,7 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
     with claimed(run_dir, config), quiet(run_dir / LOG), ray_session(run_dir / LOG):
         loop = Loop(Run(run_dir), config, pool)
         iterations, stopped = [], None
-        best = -1.0
+        best = 0  # the iteration whose checkpoint is the best so far
         for t in itertools.count():
             say(f"\niteration {t}: {origin}")
             last = t == config.loop.max_iterations
@@ -69,11 +71,11 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
             if last:
                 stopped = "max_iterations"
             with Servers() as servers:
-                evaluated = loop.evaluate(t, checkpoint, servers)
-                accuracy = evaluated.json("metrics")["dev"]["accuracy"]
-                if not last and t > 0 and accuracy < best + config.loop.plateau:
+                loop.evaluate(t, checkpoint, servers)
+                gain = loop.gain(best, t)
+                if not last and t > 0 and gain["difference"] < config.loop.plateau:
                     last, stopped = True, "plateau"
-                best = max(best, accuracy)
+                best = t if gain["difference"] > 0 else best
                 if not last:
                     loop.explore(t)
                     loop.annotate(t, checkpoint, servers)
@@ -104,9 +106,14 @@ def check_inputs(config: Config) -> tuple[Path, Given | None]:
     if config.world.path is not None:
         read_world(Path(config.world.path))
     pool = None if config.pool.path is None else check_pool(config)
-    for url, key in ((config.engine.base_url, ENGINE_KEY), (config.oracle.base_url, ORACLE_KEY)):
-        if url is not None:
-            Endpoint(url, "", key_from=key).key()
+    services = ((config.engine, ENGINE_KEY), (config.oracle, ORACLE_KEY), (config.judge, JUDGE_KEY))
+    for section, key in services:
+        if section.base_url is not None:
+            Endpoint(section.base_url, "", key_from=key).key()
+    if config.judge.base_url is not None:
+        wording_of(config.judge)
+        for line in warnings(config.judge.model, config.engine.checkpoint, config.oracle.model):
+            say(f"warning: {line}")
     return resolve_checkpoint(config.engine.checkpoint), pool
 
 
@@ -234,6 +241,10 @@ class Loop:
 
         return functools.partial(servers.once, "oracle", start)
 
+    def judge(self) -> Endpoint:
+        """The judge in the settings."""
+        return self.endpoint(self.config.judge.base_url, self.config.judge.model, "", JUDGE_KEY)
+
     def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
         engine = self.config.engine
         return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
@@ -251,10 +262,20 @@ class Loop:
                 test=self.asked("test"),
                 images=with_pictures(self.pool.embedded(self.held_out), self.world.images),
                 answer=self.asker(f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False),
+                ask_judge=self.asker("judge", self.judge, simulated=False) if self.config.judge.base_url else None,
             ),
-            sections=("evaluate",),
+            sections=("evaluate", "judge"),
             inputs={"pool": self.pooled.fingerprint, "world": self.world.digest, "checkpoint": origin},
         )
+
+    def gain(self, before: int, after: int) -> dict:
+        """The paired comparison of two iterations on dev; says what it found."""
+        found = compare(*(self.done(t, "evaluate").table("scores") for t in (before, after)))
+        if after > 0:
+            low, high = (100 * end for end in found["ci95"])
+            change = f"{100 * found['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+            say(f"  dev, against iteration {before}: {change}, p = {found['p_mcnemar']:.2g}")
+        return found
 
     def explore(self, t: int) -> Step:
         evaluated = self.done(t, "evaluate")
@@ -356,15 +377,12 @@ class Loop:
 def write_summary(loop: Loop, iterations: list[dict], stopped: str | None) -> dict:
     """Write summary.json: what a program reads. `stopped` is why, None while the run goes on."""
     first, last = (loop.done(t, "evaluate").table("test_scores") for t in (0, iterations[-1]["t"]))
-    images, tested = loop.world.images, loop.asked("test")
-    owner = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
-    patient_of = {row["question_id"]: owner[row["image_id"]] for row in tested.to_pylist()}
     summary = {
         "recipe": loop.config.recipe,
         "seed": loop.config.seed,
         "world": str(loop.world.path),
         "iterations": iterations,
-        "comparison": {"base_to_last": compare(first, last, patient_of)},
+        "comparison": {"base_to_last": compare(first, last)},
         "stopped": stopped,
     }
     write_json(loop.run.root / "summary.json", summary)

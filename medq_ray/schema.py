@@ -179,13 +179,17 @@ SCORE = pa.schema(
         ("question_id", pa.string()),
         ("kind", pa.string()),
         ("modality", pa.string()),
-        ("runs", pa.int32()),
-        ("wrong", pa.int32()),  # unparsed and failed runs count as wrong
+        ("patient", pa.string()),  # or the image, where nobody knows whose it is
+        ("capabilities", pa.list_(pa.string())),
+        ("right", pa.list_(pa.bool_())),  # of each run; null where it failed
+        ("wrong", pa.int32()),  # runs; unparsed ones among them, failed ones not
         ("unparsed", pa.int32()),
-        ("error_rate", pa.float64()),
+        ("failed", pa.int32()),  # runs that the endpoint gave no answer to
+        ("error_rate", pa.float64()),  # wrong / (runs - failed): what the model did; null when all runs failed
         ("failure", pa.bool_()),  # error_rate > gamma, strictly
     ]
 )
+"""What became of one question."""
 
 JUDGEMENT = pa.schema(
     [

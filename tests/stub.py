@@ -38,6 +38,8 @@ FAULTS = {
 }
 """What may be wrong with a question under --faults; as many questions again have nothing wrong."""
 DEADLY = "DEADLY"
+REPLIES = ("Score: 0", "Score: 1", "Score: 2", "2", '{"score": 1}', "I cannot tell", "Score: **2**")
+"""Of a judge; the last two are no scores."""
 
 
 def fault_of(image: str, prompt: str) -> str:
@@ -57,7 +59,9 @@ def answer(image: str, prompt: str, index: int) -> tuple[str, list[float]]:
     source = index if draw(image, prompt, index, "own") % 3 == 0 else 0
     value = draw(image, prompt, source)
     letters = re.findall(r"^([A-F])\. ", prompt, re.MULTILINE)
-    if letters:
+    if prompt.endswith("Score:"):
+        text = REPLIES[value % len(REPLIES)]
+    elif letters:
         text = letters[value % len(letters)]
     else:
         names = {name: key for key, name in MODALITY_NAMES.items()}

@@ -29,7 +29,7 @@ def test_settings_are_frozen():
 @pytest.mark.parametrize(
     ("assignment", "complaint"),
     [
-        ("evaluate.run=3", "unknown setting 'evaluate.run'; there are: gamma, max_prototypes"),
+        ("evaluate.run=3", "unknown setting 'evaluate.run'; there are: crossings, gamma"),
         ("nothing.at.all=3", "unknown setting 'nothing.at.all'; there are: annotate"),
         ("evaluate.runs=0", "evaluate.runs: Input should be greater than or equal to 1 (got 0)"),
         ("evaluate.runs=many", "evaluate.runs: Input should be a valid integer"),

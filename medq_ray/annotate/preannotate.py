@@ -1,7 +1,6 @@
 """The phase: ask the oracle (and, after the cold start, the model itself), route every question, write the records."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,13 +9,11 @@ from medq_ray.annotate.agreement import agreement, readable
 from medq_ray.annotate.routing import Opinion, route, route_cold_start
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config
+from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
 from medq_ray.model.prompts import prompt_of
 from medq_ray.schema import ANNOTATION, PROMPT
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
-
-Ask = Callable[[pa.Table, Sampling, str], pa.Table]
-"""(schema.PROMPT; how to sample; label for progress and ledger) -> schema.COMPLETION rows."""
 
 ORACLE_MAX_TOKENS = 256
 """Longest answer of the oracle in tokens; it may be wordier than the model under training. Our choice."""
@@ -24,7 +21,7 @@ NO_ANSWER = {"text": "", "model": "", "entropy": None, "error": "the endpoint wa
 
 
 def annotate(
-    folder: Path, *, config: Config, iteration: int, questions: pa.Table, ask_oracle: Ask, ask_self: Ask | None
+    folder: Path, *, config: Config, iteration: int, questions: pa.Table, ask_oracle: Answer, ask_self: Answer | None
 ) -> dict:
     """Annotate `questions` (schema.QUESTION) by the paper's progressive strategy (Sec. 2.3); return route counts.
 

@@ -1,18 +1,20 @@
 """The failure pool B and the error rate of each capability (paper Sec. 2.2, eq. 1)."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import mean, stdev
 
 import pyarrow as pa
 
-from medq_ray.model.prompts import parse_letter
+from medq_ray.evaluate.scoring import letter_in, wilson
 from medq_ray.questions import LETTERS
 from medq_ray.schema import FAILURE
 
 
 def in_words(question: dict, answer: str) -> str:
     """An answer as text: the option of its letter, or the reply itself where it has none."""
-    letter = parse_letter(answer, len(question["options"])) if question["options"] else None
-    return question["options"][LETTERS.index(letter)] if letter else answer
+    letter, options = letter_in(answer, question), question["options"]
+    return options[LETTERS.index(letter)] if letter and LETTERS.index(letter) < len(options) else answer
 
 
 def failures(questions: pa.Table, completions: pa.Table, scores: pa.Table) -> pa.Table:
@@ -36,16 +38,40 @@ def failures(questions: pa.Table, completions: pa.Table, scores: pa.Table) -> pa
     return pa.Table.from_pylist(rows, schema=FAILURE)
 
 
-def rates(questions: pa.Table, scores: pa.Table) -> dict[str, dict]:
-    """Eq. 1: capability -> {e, failures, questions}, where e = failures / questions, over all capabilities of D_dev."""
-    failed = dict(zip(scores["question_id"].to_pylist(), scores["failure"].to_pylist(), strict=True))
-    asked, lost = Counter(), Counter()
-    for name, vector in zip(
-        questions["question_id"].to_pylist(), questions["capabilities"].to_pylist(), strict=True
-    ):
-        asked.update(vector)
-        lost.update(vector if failed[name] else ())
+def rates(scores: pa.Table, crossings: Sequence[str] = ()) -> dict[str, dict]:
+    """Eq. 1: capability -> {e, failures, questions, ci95, runs: {mean, sd}}, where e = failures / questions.
+
+    Over all capabilities of D_dev, or over `crossings` ('kind x modality') of their axes instead. ci95 is Wilson's,
+    questions taken as independent. `runs` is the error rate of single runs, its mean and its standard deviation from
+    run to run (null for one run): an e that lies within a few of those of another is noise, not weakness. Questions
+    that no run got an answer to are facts about the endpoint, and left out.
+    """
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for row in scores.to_pylist():
+        for name in crossed(row["capabilities"], crossings) if crossings else row["capabilities"]:
+            groups[name].append(row)
+    return {name: rate(rows) for name, rows in sorted(groups.items()) if any(row["error_rate"] is not None for row in rows)}
+
+
+def crossed(capabilities: list[str], crossings: Sequence[str]) -> list[str]:
+    """'kind:what x modality:ct' of a question, for each crossing 'kind x modality' of which it has both axes."""
+    value = dict(capability.split(":", 1) for capability in capabilities)
+    axes = [tuple(axis.strip() for axis in crossing.split(" x ")) for crossing in crossings]
+    return [" x ".join(f"{axis}:{value[axis]}" for axis in pair) for pair in axes if all(axis in value for axis in pair)]
+
+
+def rate(rows: list[dict]) -> dict:
+    """Eq. 1 of one capability."""
+    rows = [row for row in rows if row["error_rate"] is not None]
+    failed = sum(row["failure"] for row in rows)
+    single = []
+    for run in range(max(len(row["right"]) for row in rows)):
+        outcomes = [row["right"][run] for row in rows if run < len(row["right"]) and row["right"][run] is not None]
+        single += [outcomes.count(False) / len(outcomes)] if outcomes else []
     return {
-        capability: {"e": lost[capability] / n, "failures": lost[capability], "questions": n}
-        for capability, n in sorted(asked.items())
+        "e": failed / len(rows),
+        "failures": failed,
+        "questions": len(rows),
+        "ci95": [round(end, 6) for end in wilson(failed / len(rows), len(rows))],
+        "runs": {"mean": round(mean(single), 6), "sd": round(stdev(single), 6) if len(single) > 1 else None},
     }

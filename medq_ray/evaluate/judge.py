@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medq_ray.evaluate.runs import Answer
 from medq_ray.evaluate.wording import AXES, Wording, fill
+from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
 from medq_ray.schema import JUDGEMENT, PROMPT
 

@@ -1,13 +1,14 @@
-"""Right or wrong, and how often: correctness of single answers, accuracy with intervals, paired comparison."""
+"""Right or wrong, and how often: correctness of single answers, accuracy with intervals (MedQ-Bench's protocol)."""
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 
 import pyarrow as pa
 
-from medq_ray.model.prompts import parse_letter
-from medq_ray.questions import read_description
+from medq_ray.questions import LETTERS, read_description
 from medq_ray.schema import PERCEPTION_KINDS, SCORE
 
 Z95 = 1.959963984540054
@@ -16,22 +17,59 @@ AXES = ("kind", "modality", "severity", "scope", "cell")
 """Capability axes that accuracy is broken down by."""
 READ_FIELDS = ("modality", "degradation", "grade")
 """Fields in which a description must agree with its reference. Severity is left out: the grade says it again."""
+OFFICIAL_LETTERS = 4
+"""MedQ-Bench knows A to D, however few options a question has."""
+
+Outcome = tuple[bool | None, str]
+"""Whether a run is right, None when it failed; and why: 'right', 'wrong: ...', 'unparsed' or 'failed: ...'."""
 
 
-def correctness(question: dict, completion: dict) -> tuple[bool, str]:
-    """(right, why) of one completion; why is 'right', 'wrong: ...', 'unparsed' or 'failed: ...' (no answer came).
+def matched(reply: str, letters: str) -> str:
+    """The letter that MedQ-Bench's evaluator reads out of a reply, else the reply itself, stripped.
 
-    Multiple choice: the letter must be the answer's. Descriptions: modality, degradation and grade of the reply must
-    agree with the reference (our choice; the paper has a judge give 0 to 2 on four axes). What cannot be parsed is
-    wrong, and counted apart from wrong answers.
+    Its rules, in its order and with its quirks: option texts mean nothing, and the article in 'This is a CT image, so
+    B' is an A. `letters`: 'ABCD' there, 'ABCDE' in MedQ-Deg.
+    """
+    text = reply.strip()
+    upper = text.upper()
+    # 1. The whole reply is a letter.
+    if len(upper) == 1 and upper in letters:
+        return upper
+    # 2. It begins with a letter and a full stop, bracket or space.
+    if match := re.match(rf"([{letters}])[.)\s]", upper):
+        return match[1]
+    # 3. 'answer is X' or 'option X'. Never fires: the pattern is in lower case and the text in upper case.
+    if match := re.search(rf"(?:answer is|option) ([{letters}])\b", upper):
+        return match[1]
+    # 4. It begins with a letter and a dash or colon.
+    if match := re.match(rf"([{letters}])\s*[-:]", upper):
+        return match[1]
+    # 5. The first letter with no other letter beside it, anywhere.
+    if match := re.search(rf"(?<![A-Z])([{letters}])(?![A-Z])", upper):
+        return match[1]
+    return text
+
+
+def letter_in(reply: str, question: dict) -> str | None:
+    """The letter in a reply to a question of schema.QUESTION, None where `matched` finds none."""
+    letters = LETTERS[: max(OFFICIAL_LETTERS, len(question["options"]))]
+    given = matched(reply, letters)
+    return given if given in tuple(letters) else None
+
+
+def correctness(question: dict, completion: dict) -> Outcome:
+    """The outcome of one completion.
+
+    Multiple choice: what `matched` finds must be the answer. Descriptions: modality, degradation and grade of the reply
+    must agree with the reference (our choice for the embedded world, whose descriptions have one form; free text needs
+    a judge). What cannot be parsed is wrong, and counted apart from wrong answers.
     """
     if completion["error"]:
-        return False, f"failed: {completion['error']}"
+        return None, f"failed: {completion['error']}"
     if question["kind"] != "description":
-        letter = parse_letter(completion["text"], len(question["options"]))
-        if letter is None:
-            return False, "unparsed"
-        expected = question["answer"]
+        letter, expected = letter_in(completion["text"], question), question["answer"]
+        if letter is None:  # official: a reply in words is right where the answer is in the same words
+            return (True, "right") if completion["text"].strip() == expected else (False, "unparsed")
         return (True, "right") if letter == expected else (False, f"wrong: {letter}, not {expected}")
     given, reference = read_description(completion["text"]), read_description(question["answer"])
     if reference is None:
@@ -42,35 +80,60 @@ def correctness(question: dict, completion: dict) -> tuple[bool, str]:
     return not differing, "wrong: " + ", ".join(differing) if differing else "right"
 
 
-def score(questions: pa.Table, completions: pa.Table, gamma: float) -> pa.Table:
+def score(
+    questions: pa.Table,
+    completions: pa.Table,
+    gamma: float,
+    *,
+    patient_of: Mapping[str, str] | None = None,
+    judged: Mapping[tuple[str, int], Outcome] | None = None,
+) -> pa.Table:
     """schema.SCORE, one row for each question, sorted by question_id; failure means error rate > gamma, strictly.
 
-    questions: schema.QUESTION with answers; completions: schema.COMPLETION, at least one for each question.
-    Raises ValueError naming a question without any.
+    questions: schema.QUESTION with answers; completions: schema.COMPLETION, at least one for each question; patient_of:
+    image id -> patient, as far as known; judged: outcomes by (question_id, run) that a judge decided, in place of
+    `correctness`. Raises ValueError naming a question without any completion.
     """
-    answers: dict[str, list[dict]] = defaultdict(list)
-    for completion in completions.select(["question_id", "text", "error"]).to_pylist():
-        answers[completion["question_id"]].append(completion)
-    rows = []
+    rows, runs = [], by_question(completions)
+    name, own = next(runs, ("", []))
     for question in questions.sort_by("question_id").to_pylist():
-        name = question["question_id"]
-        if name not in answers:
-            raise ValueError(f"question {name} has no completion, not even a failed one")
-        outcomes = [correctness(question, completion) for completion in answers[name]]
-        wrong = sum(not right for right, _ in outcomes)
-        rows.append(
-            {
-                "question_id": name,
-                "kind": question["kind"],
-                "modality": question["modality"],
-                "runs": len(outcomes),
-                "wrong": wrong,
-                "unparsed": sum(why == "unparsed" for _, why in outcomes),
-                "error_rate": wrong / len(outcomes),
-                "failure": wrong / len(outcomes) > gamma,
-            }
-        )
+        while name < question["question_id"] and own:
+            name, own = next(runs, ("", []))
+        if name != question["question_id"]:
+            raise ValueError(f"question {question['question_id']} has no completion, not even a failed one")
+        outcomes = [(judged or {}).get((name, run["run"])) or correctness(question, run) for run in own]
+        rows.append(scored(question, outcomes, gamma, (patient_of or {}).get(question["image_id"])))
     return pa.Table.from_pylist(rows, schema=SCORE)
+
+
+def by_question(completions: pa.Table) -> Iterator[tuple[str, list[dict]]]:
+    """(question id, its completions by run) by ascending id; few of them are Python objects at one time."""
+    table = completions.select(["question_id", "run", "text", "error"])
+    table = table.sort_by([("question_id", "ascending"), ("run", "ascending")])
+    rows = (row for batch in table.to_batches(max_chunksize=1024) for row in batch.to_pylist())
+    return ((name, list(own)) for name, own in groupby(rows, key=lambda row: row["question_id"]))
+
+
+def scored(question: dict, outcomes: list[Outcome], gamma: float, patient: str | None) -> dict:
+    """The row of schema.SCORE of a question with these outcomes of its runs."""
+    right = [run for run, _ in outcomes]
+    wrong, failed = right.count(False), right.count(None)
+    error_rate = wrong / (len(right) - failed) if failed < len(right) else None
+    return {
+        **{name: question[name] for name in ("question_id", "kind", "modality", "capabilities")},
+        "patient": patient or question["image_id"],
+        "right": right,
+        "wrong": wrong,
+        "unparsed": sum(why == "unparsed" for _, why in outcomes),
+        "failed": failed,
+        "error_rate": error_rate,
+        "failure": error_rate is not None and error_rate > gamma,
+    }
+
+
+def share_right(row: dict) -> float:
+    """Right runs of a row of schema.SCORE over all its runs: a run without an answer is not right (official)."""
+    return row["right"].count(True) / len(row["right"])
 
 
 def wilson(rate: float, n: int) -> tuple[float, float]:
@@ -87,79 +150,37 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def rated(error_rates: Iterable[float]) -> dict:
-    """{accuracy, n, ci95} of questions with these error rates; accuracy is null for none."""
-    rates = list(error_rates)
-    accuracy = 1 - math.fsum(rates) / len(rates) if rates else None
-    low, high = wilson(accuracy or 0.0, len(rates))
+def rated(shares: Iterable[float]) -> dict:
+    """{accuracy, n, ci95} of questions with these shares of right runs; accuracy is null for none."""
+    values = list(shares)
+    accuracy = math.fsum(values) / len(values) if values else None
+    low, high = wilson(accuracy or 0.0, len(values))
     return {
         "accuracy": None if accuracy is None else round(accuracy, 6),
-        "n": len(rates),
+        "n": len(values),
         "ci95": [round(low, 6), round(high, 6)],
     }
 
 
-def accuracy(questions: pa.Table, scores: pa.Table) -> dict:
-    """Perception accuracy and its break-down: {accuracy, n, ci95, unparsed, by_kind: {name: {accuracy, n, ci95}},
-    by_modality, by_severity, by_scope, by_cell}.
+def accuracy(scores: pa.Table) -> dict:
+    """Perception accuracy and its break-down: {accuracy, n, ci95, unparsed, failed, by_kind: {name: {accuracy, n,
+    ci95}}, by_modality, by_severity, by_scope, by_cell}.
 
-    Accuracy is the micro average of correctness over questions (and runs). Descriptions appear in by_kind only: they
-    are another task (Sec. 2.1). `unparsed` is the share of perception runs without a readable letter.
+    scores: schema.SCORE. Accuracy is the micro average of correctness over questions (and runs). Descriptions appear
+    in by_kind only: they are another task (Sec. 2.1). `unparsed` and `failed` are the shares of perception runs without
+    a readable letter and without an answer.
     """
-    vectors = dict(zip(questions["question_id"].to_pylist(), questions["capabilities"].to_pylist(), strict=True))
     rows = scores.to_pylist()
     groups: dict[str, dict[str, list[float]]] = {axis: defaultdict(list) for axis in AXES}
     for row in rows:
-        for capability in vectors[row["question_id"]]:
+        for capability in row["capabilities"]:
             axis, _, value = capability.partition(":")
             if axis == "kind" or (axis in groups and row["kind"] in PERCEPTION_KINDS):
-                groups[axis][value].append(row["error_rate"])
+                groups[axis][value].append(share_right(row))
     perception = [row for row in rows if row["kind"] in PERCEPTION_KINDS]
-    runs = sum(row["runs"] for row in perception)
+    runs = sum(len(row["right"]) for row in perception)
     tables = {
         f"by_{axis}": {value: rated(own) for value, own in sorted(values.items())} for axis, values in groups.items()
     }
-    unparsed = round(sum(row["unparsed"] for row in perception) / runs, 6) if runs else None
-    return rated(row["error_rate"] for row in perception) | {"unparsed": unparsed} | tables
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: of the questions whose outcome changed, `gained` became right and `lost`
-    wrong; under no difference each is a fair coin."""
-    n, k = gained + lost, min(gained, lost)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
-
-
-def compare(before: pa.Table, after: pa.Table, patient_of: Mapping[str, str]) -> dict:
-    """{difference, ci95, p_mcnemar, n, gained, lost} of perception accuracy, after minus before, paired by question.
-
-    before, after: schema.SCORE tables of the same questions, one run each; patient_of: question id -> patient.
-    The interval is Wald's for a paired difference with patients as clusters: three questions about one image, or about
-    two images of a patient, are not independent observations. McNemar's test, which the field reports, takes them as
-    such. Raises ValueError when the tables are of different questions.
-    """
-    right = [
-        {row["question_id"]: row["wrong"] == 0 for row in table.to_pylist() if row["kind"] in PERCEPTION_KINDS}
-        for table in (before, after)
-    ]
-    if right[0].keys() != right[1].keys():
-        odd = min(right[0].keys() ^ right[1].keys())
-        raise ValueError(f"the two score tables are of different questions; only one has {odd}")
-    n = len(right[0])
-    if n == 0:
-        raise ValueError("the two score tables have no perception questions to compare")
-    change = {name: right[1][name] - right[0][name] for name in right[0]}
-    gained, lost = (sum(value == sign for value in change.values()) for sign in (1, -1))
-    difference = (gained - lost) / n
-    deviation: dict[str, float] = defaultdict(float)
-    for name, value in change.items():
-        deviation[patient_of[name]] += value - difference
-    half = Z95 * math.sqrt(math.fsum(value**2 for value in deviation.values())) / n
-    return {
-        "difference": round(difference, 6),
-        "ci95": [round(max(-1.0, difference - half), 6), round(min(1.0, difference + half), 6)],
-        "p_mcnemar": mcnemar(gained, lost),
-        "n": n,
-        "gained": gained,
-        "lost": lost,
-    }
+    lost = {name: round(sum(row[name] for row in perception) / runs, 6) if runs else None for name in ("unparsed", "failed")}
+    return rated(map(share_right, perception)) | lost | tables

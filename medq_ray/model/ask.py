@@ -7,7 +7,7 @@ through it either, but are read from the cache at the end, into Arrow.
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 
@@ -24,6 +24,8 @@ BLOCK = 32
 """Requests that one Ray Data task makes: progress and fault tolerance are by block."""
 CHUNK = 2048
 """Questions whose answers are Python objects at one time."""
+Answer = Callable[[pa.Table, Sampling, str], pa.Table]
+"""A phase's way to ask one model: answer(schema.PROMPT, sampling, label for the progress bar) -> schema.COMPLETION."""
 REQUEST = pa.schema([("key", pa.string()), PROMPT.field("uris"), PROMPT.field("prompt")])
 
 

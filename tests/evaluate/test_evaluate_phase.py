@@ -12,12 +12,13 @@ from medq_ray.config import Config, override
 from medq_ray.evaluate import evaluate
 from medq_ray.schema import COMPLETION, QUESTION
 
-FILES = ["completions.parquet", "failures.parquet", "metrics.json", "prototypes.parquet", "rates.json",
+FILES = ["completions.parquet", "crossings.json", "failures.parquet", "metrics.json", "prototypes.parquet", "rates.json",
          "scores.parquet", "test_completions.parquet", "test_scores.parquet"]  # fmt: skip
 
 
 class Model:
-    """Answers 'A' to odd questions and 'B' to even ones, every run; remembers how it was asked."""
+    """Answers 'A' to odd questions and 'B' to even ones, every run, and 'hm' to grey pictures; remembers how it was
+    asked."""
 
     def __init__(self):
         self.asked = []
@@ -25,7 +26,7 @@ class Model:
     def __call__(self, prompts, sampling, label):
         self.asked.append((prompts, sampling, label))
         rows = [
-            completion(name, run, "AB"[int(name) % 2 == 0])
+            completion(name, run, "hm" if name.startswith("grey") else "AB"[int(name.rpartition("/")[2]) % 2 == 0])
             for run in range(sampling.n)
             for name in prompts["question_id"].to_pylist()
         ]
@@ -50,7 +51,7 @@ def test_dev_is_asked_R_times_and_test_once_greedily(tmp_path, images):
     model = Model()
     counts = evaluate(tmp_path, config=CONFIG, dev=questions(24, images), test=questions(10, images), images=images,
                       answer=model)  # fmt: skip
-    (dev, sampled, _), (test, greedy, _) = model.asked
+    *_, (dev, sampled, _), (test, greedy, _) = model.asked
     assert (sampled.n, sampled.temperature, sampled.logprobs, sampled.seed) == (3, 0.7, True, 4)
     assert (greedy.n, greedy.temperature) == (1, 0)
     assert dev.column_names == ["question_id", "uris", "prompt"]

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from medq_ray.evaluate.failures import failures, rates
+from medq_ray.evaluate.scoring import wilson
 from medq_ray.schema import COMPLETION, FAILURE, QUESTION, SCORE
 
 
@@ -13,9 +14,9 @@ def world(outcomes: dict[str, tuple[list[str], bool, list[str]]]):
         questions.append({"question_id": name, "image_id": "i" + name, "uri": "u", "kind": "what", "scope": "general",
                           "modality": "ct", "text": "What?", "options": ["blur", "ring"], "answer": "B",
                           "capabilities": vector})  # fmt: skip
-        scores.append({"question_id": name, "kind": "what", "modality": "ct", "runs": len(replies),
-                       "wrong": len(replies) if failed else 0, "unparsed": 0, "error_rate": float(failed),
-                       "failure": failed})  # fmt: skip
+        scores.append({"question_id": name, "kind": "what", "modality": "ct", "patient": "i" + name,
+                       "capabilities": vector, "right": [not failed] * len(replies), "unparsed": 0, "failed": 0,
+                       "wrong": len(replies) if failed else 0, "error_rate": float(failed), "failure": failed})  # fmt: skip
         completions += [{"question_id": name, "run": run, "model": "m", "text": text, "entropy": None, "tokens": 1,
                          "finish_reason": "stop", "error": ""} for run, text in enumerate(replies)]  # fmt: skip
     return (
@@ -26,7 +27,7 @@ def world(outcomes: dict[str, tuple[list[str], bool, list[str]]]):
 
 
 def test_rates_are_failures_over_questions_of_every_capability():
-    questions, _, scores = world(
+    _, _, scores = world(
         {
             "1": (["cell:ct/ring", "modality:ct"], True, ["A"]),
             "2": (["cell:ct/ring", "modality:ct"], False, ["B"]),
@@ -34,20 +35,36 @@ def test_rates_are_failures_over_questions_of_every_capability():
             "4": (["cell:ct/none", "modality:ct"], True, ["A"]),
         }
     )
-    order = [2, 0, 3, 1]  # the two tables need not be in one order
-    assert rates(questions.take(order), scores) == {
-        "cell:ct/blur": {"e": 0.0, "failures": 0, "questions": 1},
-        "cell:ct/none": {"e": 1.0, "failures": 1, "questions": 1},
-        "cell:ct/ring": {"e": 0.5, "failures": 1, "questions": 2},
-        "modality:ct": {"e": 0.5, "failures": 2, "questions": 4},
-    }
+    found = rates(scores)
+    assert {name: (row["e"], row["failures"], row["questions"]) for name, row in found.items()} == {
+        "cell:ct/blur": (0.0, 0, 1), "cell:ct/none": (1.0, 1, 1), "cell:ct/ring": (0.5, 1, 2), "modality:ct": (0.5, 2, 4)}  # fmt: skip
+    assert found["modality:ct"]["ci95"] == [round(end, 6) for end in wilson(0.5, 4)]
+    assert list(rates(scores, ["cell x modality"])) == [
+        "cell:ct/blur x modality:ct", "cell:ct/none x modality:ct", "cell:ct/ring x modality:ct"]  # fmt: skip
+    assert rates(scores, ["cell x severity"]) == {}
+
+
+def scored(name: str, right: list[bool | None], failure: bool = False) -> dict:
+    wrong, failed = right.count(False), right.count(None)
+    rate = wrong / (len(right) - failed) if failed < len(right) else None
+    return {"question_id": name, "kind": "what", "modality": "ct", "patient": name, "capabilities": ["k:a"], "right": right,
+            "wrong": wrong, "unparsed": 0, "failed": failed, "error_rate": rate, "failure": failure}  # fmt: skip
+
+
+def test_a_rate_comes_with_its_scatter_from_run_to_run():
+    rows = [scored("1", [True, False, False], True), scored("2", [True, True, False]), scored("3", [None, None, None])]
+    (row,) = rates(pa.Table.from_pylist(rows, schema=SCORE)).values()
+    assert (row["e"], row["questions"]) == (0.5, 2)  # the third says something about the endpoint only
+    assert row["runs"] == {"mean": 0.5, "sd": 0.5}  # 0, 1/2 and 1 of the questions were wrong
+    single = rates(pa.Table.from_pylist([scored("1", [False], True)], schema=SCORE))["k:a"]
+    assert single["runs"] == {"mean": 1.0, "sd": None}
 
 
 def test_the_failure_pool_holds_failed_questions_with_answers_in_words():
     questions, completions, scores = world(
         {
             "2": (["a:b"], True, ["A", "A", "hm"]),
-            "1": (["a:b"], True, ["well", "hm", "well", "hm"]),
+            "1": (["a:b"], True, ["mm", "hm", "mm", "hm"]),
             "3": (["a:b"], False, ["B"]),
         }
     )

@@ -1,13 +1,14 @@
-"""Correctness is strict, accuracy is the micro average, comparisons are paired."""
+"""Replies are read by the official rules, accuracy is the micro average, a missing answer is nobody's failure."""
 
-import math
+import random
+import re
 
 import pyarrow as pa
 import pytest
 
-from medq_ray.evaluate.scoring import accuracy, compare, correctness, mcnemar, score, wilson
+from medq_ray.evaluate.scoring import accuracy, correctness, matched, score, wilson
 from medq_ray.questions import capabilities, describe
-from medq_ray.schema import COMPLETION, QUESTION, SCORE
+from medq_ray.schema import COMPLETION, QUESTION
 
 
 def question(name: str, kind: str = "what", answer: str = "A", degradation: str = "motion", severity: str = "mild"):
@@ -35,23 +36,51 @@ def tables(questions, completions):
 
 
 @pytest.mark.parametrize(
-    ("reply", "outcome"),
+    ("reply", "letter"),
     [
-        ("A", (True, "right")),
-        ("A. motion", (True, "right")),
-        ("B", (False, "wrong: B, not A")),
-        ("D", (False, "unparsed")),  # not offered
-        ("I believe A", (False, "unparsed")),
-        ("", (False, "unparsed")),
+        ("b", "B"), ("(C)", "C"), ("**B**", "B"), (r"\boxed{B}", "B"), ("The answer is C", "C"), ("B. Yes", "B"),
+        ("Both A and B", "A"), ("None of A", "A"), ("A/B", "A"), ("D-dimer", "D"), ("This is a CT image, so B", "A"),
+        ("It has a motion artifact. The answer is B.", "A"), ("<think>a b</think>B", "A"), ("D : d", "D"), (" c) ", "C"),
+        ("Yes", "Yes"), ("E", "E"), ("E. None", "E. None"), ("CT", "CT"), ("", ""), ("  Usable\n", "Usable"),
     ],
-)
-def test_letters_are_read_strictly(reply, outcome):
-    assert correctness(question("q"), completion("q", 0, reply)) == outcome
+)  # fmt: skip
+def test_replies_are_read_as_the_official_evaluator_reads_them(reply, letter):
+    """The facts sheet's vectors, on which the official code was run, and a few more."""
+    assert matched(reply, "ABCD") == letter
+
+
+def test_reading_is_total_and_deterministic():
+    """20,000 replies over an alphabet of everything that the rules look at."""
+    pieces = ["A", "b", "C", "d", "E", "e", ".", ")", "(", ":", "-", " ", "\n", "\t", "answer is ", "Option ", "option ", "The ",
+              "ß", "ı", "ﬁ", "é", "中", "\u2028", "\x00", "\ud800", "1", "*", "<think>", "none"]  # fmt: skip
+    rng = random.Random(0)
+    for _ in range(20_000):
+        reply = "".join(rng.choices(pieces, k=rng.randrange(9)))
+        read = matched(reply, "ABCD")
+        assert read == matched(reply, "ABCD") == matched(f" {reply}\n", "ABCD")
+        assert read in tuple("ABCD") or read == reply.strip()
+        if read in tuple("ABCD"):
+            assert read in reply.upper()
+        elif reply.upper() == reply:  # a lone letter is never overlooked
+            assert not re.search(r"(?<![A-Z])[A-D](?![A-Z])", reply.strip())
+
+
+def test_letters_that_a_longer_question_has_are_read_too():
+    long = question("q") | {"options": list("uvwxyz"), "answer": "F"}
+    assert correctness(long, completion("q", 0, "F. z")) == (True, "right")
+    assert correctness(question("q"), completion("q", 0, "F")) == (False, "unparsed")
+    assert correctness(question("q"), completion("q", 0, "D")) == (False, "wrong: D, not A")  # official: A to D always
+
+
+def test_words_are_right_where_the_answer_is_in_words():
+    odd = question("q", answer="Yes")
+    assert correctness(odd, completion("q", 0, " Yes")) == (True, "right")
+    assert correctness(odd, completion("q", 0, "yes")) == (False, "unparsed")
 
 
 def test_a_failed_request_is_its_own_outcome():
     right, why = correctness(question("q"), completion("q", 0, "", "timeout"))
-    assert not right and why == "failed: timeout"
+    assert right is None and why == "failed: timeout"
 
 
 def test_a_description_must_agree_in_modality_degradation_and_grade():
@@ -76,13 +105,27 @@ def test_an_unreadable_reference_names_the_question():
 def test_gamma_is_strict(wrong, failure):
     runs = [completion("q", run, "B" if run < wrong else "A") for run in range(5)]
     row = score(*tables([question("q")], runs), 0.6).to_pylist()[0]
-    assert (row["runs"], row["wrong"], row["failure"]) == (5, wrong, failure)
+    assert (len(row["right"]), row["wrong"], row["failure"]) == (5, wrong, failure)
 
 
-def test_unparsed_and_failed_runs_count_as_wrong_and_unparsed_apart():
+def test_a_run_without_an_answer_is_not_right_and_not_the_models_failure():
+    """It stays in the denominator of accuracy (official), and out of eq. 1."""
     runs = [completion("q", 0, "A"), completion("q", 1, "hm"), completion("q", 2, "", "HTTP 500")]
-    row = score(*tables([question("q")], runs), 0.6).to_pylist()[0]
-    assert (row["wrong"], row["unparsed"], row["failure"]) == (2, 1, True)
+    runs += [completion("r", run, "", "HTTP 500") for run in range(3)]
+    scores = score(*tables([question("q"), question("r")], runs), 0.6)
+    q, r = scores.to_pylist()
+    assert (q["right"], q["wrong"], q["unparsed"], q["failed"], q["error_rate"]) == ([True, False, None], 1, 1, 1, 0.5)
+    assert (r["wrong"], r["failed"], r["error_rate"], r["failure"]) == (0, 3, None, False)
+    result = accuracy(scores)
+    assert result["accuracy"] == pytest.approx(1 / 6, abs=1e-6) and result["failed"] == pytest.approx(4 / 6, abs=1e-6)
+
+
+def test_a_judges_outcome_replaces_the_reading_of_fields():
+    asked = question("q", "description", "free text that nobody can parse")
+    runs = [completion("q", 0, "blurred"), completion("q", 1, "sharp")]
+    judged = {("q", 0): (True, "right"), ("q", 1): (False, "wrong: preciseness")}
+    row = score(*tables([asked], runs), 0.6, judged=judged, patient_of={"iq": "p7"}).to_pylist()[0]
+    assert (row["right"], row["error_rate"], row["patient"]) == ([True, False], 0.5, "p7")
 
 
 def test_a_question_without_any_completion_is_refused():
@@ -101,7 +144,7 @@ def test_accuracy_is_the_micro_average_and_leaves_descriptions_out():
     replies = {"a": "AA", "b": "AB", "c": "BB", "d": [text, text]}
     runs = [completion(name, run, reply) for name, own in replies.items() for run, reply in enumerate(own)]
     questions, completions = tables(asked, runs)
-    result = accuracy(questions, score(questions, completions, 0.6))
+    result = accuracy(score(questions, completions, 0.6))
     assert result["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3) and result["n"] == 3
     assert {kind: row["accuracy"] for kind, row in result["by_kind"].items()} == {
         "yes_no": 1, "what": 0.5, "how": 0, "description": 1}  # fmt: skip
@@ -119,47 +162,3 @@ def test_wilson_matches_published_values_and_contains_the_rate():
         for rate in (0.0, 0.2, 1.0):
             low, high = wilson(rate, n)
             assert 0 <= low <= rate + 1e-12 and rate - 1e-12 <= high <= 1
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(10, 0) == pytest.approx(2 / 2**10)
-    assert mcnemar(7, 2) == mcnemar(2, 7) == pytest.approx(2 * (1 + 9 + 36) / 512)
-    assert mcnemar(3, 3) == 1.0
-    assert 0 < mcnemar(400, 300) < 1e-3
-
-
-def scores(wrong: dict[str, int]) -> pa.Table:
-    rows = [{"question_id": name, "kind": "description" if name.startswith("d") else "what", "modality": "mri",
-             "runs": 1, "wrong": value, "unparsed": 0, "error_rate": float(value), "failure": bool(value)}
-            for name, value in wrong.items()]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=SCORE)
-
-
-def test_compare_is_paired_antisymmetric_and_ignores_descriptions_and_order():
-    before = {f"q{i}": int(i < 60) for i in range(100)} | {"d": 1}
-    after = {f"q{i}": int(i < 40 or i == 99) for i in reversed(range(100))} | {"d": 0}
-    alone = {name: name for name in before}
-    result = compare(scores(before), scores(after), alone)
-    assert (result["difference"], result["n"], result["gained"], result["lost"]) == (0.19, 100, 20, 1)
-    half = 1.96 * math.sqrt(21 - 19**2 / 100) / 100
-    assert result["ci95"] == pytest.approx([0.19 - half, 0.19 + half], abs=1e-4)
-    assert result["p_mcnemar"] == pytest.approx(2 * (1 + 21) / 2**21)
-    back = compare(scores(after), scores(before), alone)
-    assert back["difference"] == -0.19 and back["p_mcnemar"] == result["p_mcnemar"]
-
-
-def test_questions_about_one_image_are_not_independent():
-    """Each answer three times over, as three questions of the same image, is no more evidence than once."""
-    before = {f"q{i}": int(i < 60) for i in range(100)}
-    after = {f"q{i}": int(i < 40 or i == 99) for i in range(100)}
-    thrice = [{f"{name}-{k}": wrong for name, wrong in answers.items() for k in range(3)} for answers in (before, after)]
-    once = compare(scores(before), scores(after), {name: name for name in before})
-    repeated = compare(*map(scores, thrice), {name: name.partition("-")[0] for name in thrice[0]})
-    assert repeated["n"] == 300 and repeated["difference"] == once["difference"]
-    assert repeated["ci95"] == pytest.approx(once["ci95"], abs=1e-6)
-
-
-def test_compare_refuses_other_questions():
-    with pytest.raises(ValueError, match="q2"):
-        compare(scores({"q1": 0}), scores({"q1": 0, "q2": 1}), {})

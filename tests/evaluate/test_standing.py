@@ -238,7 +238,7 @@ def test_what_scoring_and_judge_give_is_taken_as_it_is():
     tables = pa.Table.from_pylist(questions, schema=BENCH_QUESTION), pa.Table.from_pylist(answers, schema=COMPLETION)
     own = result(
         row_called("GPT-5"),
-        perception=accuracy(tables[0], score(*tables, 0.6)),
+        perception=accuracy(score(*tables, 0.6)),
         description=aggregate(pa.Table.from_pylist(scores, schema=JUDGEMENT))["description"],
     )
     assert [place["rank"] for place in standing(own).values()] == [2, 16, 1]

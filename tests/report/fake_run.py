@@ -119,8 +119,9 @@ def evaluated(folder: Path, t: int, dev: list[dict], rng: np.random.Generator) -
     write_table(out / "failures.parquet", failures, FAILURE)
     write_table(out / "prototypes.parquet", prototypes, PROTOTYPE)
     write_json(out / "rates.json", rates)
-    scores = [{"question_id": f["question_id"], "kind": f["kind"], "modality": f["modality"], "runs": 5, "wrong": 4,
-               "unparsed": 0, "error_rate": 0.8, "failure": True} for f in failures]  # fmt: skip
+    scores = [{"question_id": f["question_id"], "kind": f["kind"], "modality": f["modality"], "patient": f["image_id"],
+               "capabilities": f["capabilities"], "right": [True, *[False] * 4], "wrong": 4, "unparsed": 0, "failed": 0,
+               "error_rate": 0.8, "failure": True} for f in failures]  # fmt: skip
     write_table(out / "scores.parquet", scores, SCORE)
     write_table(out / "test_scores.parquet", scores, SCORE)
     checkpoint = "base" if t == 0 else f"iter-{t - 1:02d}/evolve/checkpoint"

@@ -1,0 +1,110 @@
+"""Two evaluations of the same questions: is the second better, and in what?"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from medq_ray.artifacts import read_table
+from medq_ray.evaluate.scoring import Z95, share_right
+from medq_ray.schema import PERCEPTION_KINDS
+
+SIGNIFICANT = 0.05
+"""Of Holm's adjusted p, below which a capability has moved (our choice)."""
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p of McNemar's test: of the questions whose outcome changed, `gained` became right and `lost`
+    wrong; under no difference each is a fair coin. With several runs a question, the sign test on their shares."""
+    n, k = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
+
+
+def paired(changes: Sequence[tuple[str, float]]) -> dict:
+    """{difference, ci95, p_mcnemar, n, gained, lost} of (patient, change of the share of right runs) a question.
+
+    The interval is Wald's for a paired difference with patients as clusters: three questions about one image, or about
+    two images of a patient, are not independent observations. McNemar's test, which the field reports, takes them as
+    such.
+    """
+    n = len(changes)
+    gained, lost = sum(change > 0 for _, change in changes), sum(change < 0 for _, change in changes)
+    difference = math.fsum(change for _, change in changes) / n
+    deviation: dict[str, float] = defaultdict(float)
+    for patient, change in changes:
+        deviation[patient] += change - difference
+    half = Z95 * math.sqrt(math.fsum(value**2 for value in deviation.values())) / n
+    return {
+        "difference": round(difference, 6),
+        "ci95": [round(max(-1.0, difference - half), 6), round(min(1.0, difference + half), 6)],
+        "p_mcnemar": mcnemar(gained, lost),
+        "n": n,
+        "gained": gained,
+        "lost": lost,
+    }
+
+
+def compare(before: pa.Table, after: pa.Table) -> dict:
+    """`paired` of the perception questions of two schema.SCORE tables, after minus before, and 'capabilities': the
+    same of each capability, with p_holm, adjusted for looking at all of them, and moved ('up', 'down' or '').
+
+    Raises ValueError when the tables are of different questions.
+    """
+    rows = [
+        {row["question_id"]: row for row in table.to_pylist() if row["kind"] in PERCEPTION_KINDS}
+        for table in (before, after)
+    ]
+    if rows[0].keys() != rows[1].keys():
+        odd = min(rows[0].keys() ^ rows[1].keys())
+        raise ValueError(f"the two score tables are of different questions; only one has {odd}")
+    if not rows[0]:
+        raise ValueError("the two score tables have no perception questions to compare")
+    every: list[tuple[str, float]] = []
+    groups: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for name, row in sorted(rows[1].items()):
+        every.append((row["patient"], share_right(row) - share_right(rows[0][name])))
+        for capability in row["capabilities"]:
+            groups[capability].append(every[-1])
+    found = {capability: paired(changes) for capability, changes in sorted(groups.items())}
+    worst = 0.0
+    for rank, row in enumerate(sorted(found.values(), key=lambda row: row["p_mcnemar"])):
+        worst = max(worst, min(1.0, row["p_mcnemar"] * (len(found) - rank)))  # Holm
+        row["p_holm"] = worst
+        row["moved"] = "" if worst >= SIGNIFICANT else "up" if row["difference"] > 0 else "down"
+    return paired(every) | {"capabilities": found}
+
+
+def scores_of(folder: Path, split: str) -> pa.Table:
+    """The schema.SCORE table of an evaluation: of an iteration, its evaluate step or a benchmark's output.
+
+    Raises ValueError when there is none.
+    """
+    name = {"dev": "scores.parquet", "test": "test_scores.parquet"}[split]
+    for path in (folder / name, folder / "evaluate" / name, folder / "scores.parquet"):
+        if path.exists():
+            return read_table(path)
+    raise ValueError(f"{folder}: no {name} there; give an iteration, its evaluate folder or a benchmark's output")
+
+
+def describe(result: dict, most: int = 12) -> str:
+    """A comparison for a person: the whole, then the capabilities that changed most, those that moved marked."""
+
+    def line(name: str, row: dict) -> str:
+        low, high = (100 * end for end in row["ci95"])
+        arrow = {"up": "+", "down": "-"}.get(row.get("moved", ""), " ")
+        return (
+            f"  {arrow} {name:<36}{100 * row['difference']:>+7.1f}  [{low:+.1f}, {high:+.1f}]"
+            f"{row['n']:>7}{row['gained']:>8}{row['lost']:>6}  {row.get('p_holm', row['p_mcnemar']):.2g}"
+        )
+
+    found = sorted(result["capabilities"].items(), key=lambda item: (not item[1]["moved"], -abs(item[1]["difference"])))
+    lines = [f"    {'points, after minus before':<36}{'change':>7}  95 % interval{'n':>5}  gained  lost  p"]
+    lines += [line("all perception questions", result), *(line(name, row) for name, row in found[:most])]
+    moved = sum(bool(row["moved"]) for _, row in found)
+    lines.append(
+        f"  {moved} of {len(found)} capabilities moved (+ up, - down): p below {SIGNIFICANT}, McNemar's adjusted for "
+        f"{len(found)} looks (Holm)"
+    )
+    return "\n".join(lines)
