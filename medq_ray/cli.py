@@ -230,18 +230,47 @@ def show_quarantine(pool_root: Path) -> None:
 
 @main.command()
 @click.option("--compare", "folders", nargs=2, type=click.Path(path_type=Path, exists=True, file_okay=False),
-              required=True, metavar="A B", help="Two iterations, evaluate folders or outputs of `medq bench`.")  # fmt: skip
+              metavar="A B", help="Compare iterations, evaluate folders or outputs of `medq bench`.")  # fmt: skip
+@click.option("--world", "world_path", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Evaluate on this world of `medq synth`.")  # fmt: skip
 @click.option("--split", type=click.Choice(["dev", "test"]), default="dev", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def evaluate(folders: tuple[Path, Path], split: str, as_json: bool) -> None:
-    """Compare two evaluations of the same questions: is B better than A, and in what?
+@click.option("--base-url", help="The model's OpenAI-compatible endpoint, with /v1; its key comes from ENGINE_API_KEY.")
+@click.option("--model", "name", help="Its name there.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the evaluation goes.")
+@SET
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(
+    folders: tuple[Path, Path], world_path: Path, split: str, base_url: str, name: str, out: Path, assignments: tuple,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Evaluate any model R times on a world, or compare two evaluations: is B better than A, and in what?
 
-    Example:  medq evaluate --compare runs/demo/iter-00 runs/demo/iter-02 --split test
+    \b
+    Example:  medq evaluate --world w --base-url http://127.0.0.1:8000/vlm/v1 --model vlm --out runs/e
+              medq evaluate --compare runs/demo/iter-00 runs/demo/iter-02 --split test
     """
     from medq_ray.evaluate.compare import compare, describe, scores_of
 
-    found = compare(*(scores_of(folder, split) for folder in folders))
-    click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+    if folders:
+        found = compare(*(scores_of(folder, split) for folder in folders))
+        click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+        return
+    if not (world_path and base_url and name and out):
+        raise ValueError("give --compare with two folders, or --world, --base-url, --model and --out")
+    from medq_ray.console import quiet
+    from medq_ray.evaluate import bench as phase
+    from medq_ray.evaluate.runs import evaluate_endpoint
+    from medq_ray.report.text import metrics_table
+    from medq_ray.serving import ray_session
+    from medq_ray.synthetic.world import read_world
+
+    chosen = config.override(config.Config(), list(assignments))
+    (model,) = phase.models_of(base_url, name, None, chosen.engine.concurrency)
+    world, out = read_world(world_path), out.resolve()
+    with resumable(), quiet(out / phase.LOG, people=2 if as_json else 1), ray_session(out / phase.LOG):
+        answer = phase.asker(model, out / "cache")
+        metrics = evaluate_endpoint(out, world, split, config=chosen, answer=answer)
+    click.echo(json.dumps(metrics, indent=1) if as_json else metrics_table(name, split, metrics[split]))
 
 
 @main.group()

@@ -7,12 +7,11 @@ servers start when a step first needs them: a run whose steps are all done start
 """
 
 import fcntl
-import functools
 import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ import yaml
 
 from medq_ray import config as settings
 from medq_ray.annotate import annotate
-from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, digest_of, write_json
+from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, write_json
 from medq_ray.config import Config
 from medq_ray.console import progress, quiet, say
 from medq_ray.evaluate import evaluate
@@ -31,22 +30,18 @@ from medq_ray.evaluate.judge import warnings
 from medq_ray.evolve import evolve
 from medq_ray.explore import explore
 from medq_ray.ledger import Ledger
-from medq_ray.model.ask import ask
-from medq_ray.model.chat import Endpoint, Sampling
-from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
+from medq_ray.model.deploy import resolve_checkpoint
 from medq_ray.model.encoder import encoder_folder
+from medq_ray.models import Models, Servers, check_keys
 from medq_ray.pool.prepare import Given, check_pool, check_use, prepare, reviewable, with_pictures
 from medq_ray.pool.store import open_pool
 from medq_ray.review import review
 from medq_ray.serving import ray_session
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
-from medq_ray.synthetic.oracle import serve_oracle
 from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
-ENGINE_KEY, ORACLE_KEY, JUDGE_KEY = "ENGINE_API_KEY", "OPENAI_API_KEY", "JUDGE_API_KEY"
-"""Environment variables of the keys of `engine.base_url`, `oracle.base_url` and `judge.base_url`."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
 
@@ -106,28 +101,12 @@ def check_inputs(config: Config) -> tuple[Path, Given | None]:
     if config.world.path is not None:
         read_world(Path(config.world.path))
     pool = None if config.pool.path is None else check_pool(config)
-    services = ((config.engine, ENGINE_KEY), (config.oracle, ORACLE_KEY), (config.judge, JUDGE_KEY))
-    for section, key in services:
-        if section.base_url is not None:
-            Endpoint(section.base_url, "", key_from=key).key()
+    check_keys(config)
     if config.judge.base_url is not None:
         wording_of(config.judge)
         for line in warnings(config.judge.model, config.engine.checkpoint, config.oracle.model):
             say(f"warning: {line}")
     return resolve_checkpoint(config.engine.checkpoint), pool
-
-
-class Servers(ExitStack):
-    """The model servers of one iteration: each starts when it is first asked, and stops with the iteration."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: dict[str, Endpoint] = {}
-
-    def once(self, name: str, start: Callable[[], Endpoint]) -> Endpoint:
-        if name not in self.started:
-            self.started[name] = start()
-        return self.started[name]
 
 
 class Loop:
@@ -137,13 +116,11 @@ class Loop:
         self.run, self.config = run, config
         self.settings = settings.identity(config)
         self.ledger = Ledger(run.root / "ledger.jsonl")
+        encoder = encoder_folder(config.encoder.name)
         self.spent: Counter = Counter()
         """Tokens of the step that is being done: (what, simulated) -> amount."""
-        self.tag = digest_of(str(run.root))[:8]
-        """Keeps our Serve apps and another run's on the same Ray apart."""
-        self.base = digest_folder(resolve_checkpoint(config.engine.checkpoint))
-        encoder = encoder_folder(config.encoder.name)
         self.world = self.open_world()
+        self.models = Models(config, run.root, self.world, self.spent)
         own = run.root / "cache" / "pool"
         self.pooled = self.step(
             "pool",
@@ -204,55 +181,8 @@ class Loop:
         own = images.filter(pc.equal(images["split"], split))["image_id"].combine_chunks()
         return questions.filter(pc.is_in(questions["image_id"], own)).sort_by("question_id")
 
-    def asker(self, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Callable[..., pa.Table]:
-        """A phase's way to ask one model: (prompts, sampling, label) -> completions, answers kept in the cache."""
-
-        def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
-            completions = ask(prompts, endpoint(), sampling, self.run.root / "cache" / name, label)
-            self.spent[f"{name.partition('-')[0]} output", simulated] += pc.sum(completions["tokens"]).as_py() or 0
-            return completions
-
-        return answer
-
-    def model(self, t: int, checkpoint: Path, servers: "Servers") -> Callable[[], Endpoint]:
-        """The checkpoint under training, served when first asked."""
-        engine = self.config.engine
-
-        def start() -> Endpoint:
-            name = f"iteration-{t}"
-            url = engine.base_url or servers.enter_context(
-                serve_checkpoint(checkpoint, name, engine, app=f"{name}-{self.tag}")
-            )
-            identity = self.base if t == 0 else digest_folder(checkpoint)  # of an 8B model: 16 GB to read
-            return self.endpoint(url, name, identity, ENGINE_KEY)
-
-        return functools.partial(servers.once, "model", start)
-
-    def oracle(self, servers: "Servers") -> Callable[[], Endpoint]:
-        """The oracle in the settings; the simulated one starts when first asked."""
-        oracle = self.config.oracle
-
-        def start() -> Endpoint:
-            url = oracle.base_url or servers.enter_context(
-                serve_oracle(self.world.path, oracle, self.config.seed, app=f"oracle-{self.tag}")
-            )
-            identity = "" if oracle.base_url else f"{self.world.digest}-{oracle.edit_rate}-{oracle.reject_rate}"
-            return self.endpoint(url, oracle.model, identity, ORACLE_KEY)
-
-        return functools.partial(servers.once, "oracle", start)
-
-    def judge(self) -> Endpoint:
-        """The judge in the settings."""
-        return self.endpoint(self.config.judge.base_url, self.config.judge.model, "", JUDGE_KEY)
-
-    def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
-        engine = self.config.engine
-        return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
-                        retries=engine.retries, timeout=engine.timeout, patience=engine.start_timeout,
-                        key_from=key_from)  # fmt: skip
-
-    def evaluate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
-        origin = self.base if t == 0 else self.done(t - 1, "evolve").fingerprint
+    def evaluate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
+        origin = self.models.base if t == 0 else self.done(t - 1, "evolve").fingerprint
         return self.step(
             f"iter-{t:02d}/evaluate",
             lambda folder: evaluate(
@@ -261,8 +191,8 @@ class Loop:
                 dev=self.asked("dev"),
                 test=self.asked("test"),
                 images=with_pictures(self.pool.embedded(self.held_out), self.world.images),
-                answer=self.asker(f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False),
-                ask_judge=self.asker("judge", self.judge, simulated=False) if self.config.judge.base_url else None,
+                answer=self.models.checkpoint(t, checkpoint, servers),
+                ask_judge=self.models.judge(),
             ),
             sections=("evaluate", "judge"),
             inputs={"pool": self.pooled.fingerprint, "world": self.world.digest, "checkpoint": origin},
@@ -298,10 +228,8 @@ class Loop:
             inputs={"evaluate": evaluated.fingerprint} | {step.path.parent.name: step.fingerprint for step in earlier},
         )
 
-    def annotate(self, t: int, checkpoint: Path, servers: "Servers") -> Step:
+    def annotate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
         explored = self.done(t, "explore")
-        simulated = self.config.oracle.model == SIMULATED_ORACLE
-        ask_self = self.asker(f"model-{t:02d}", self.model(t, checkpoint, servers), simulated=False)
         return self.step(
             f"iter-{t:02d}/annotate",
             lambda folder: annotate(
@@ -309,8 +237,8 @@ class Loop:
                 config=self.config,
                 iteration=t,
                 questions=explored.table("questions"),
-                ask_oracle=self.asker("oracle", self.oracle(servers), simulated),
-                ask_self=ask_self if t > 0 else None,
+                ask_oracle=self.models.oracle(servers),
+                ask_self=self.models.checkpoint(t, checkpoint, servers) if t > 0 else None,
             ),
             sections=("annotate", "oracle"),
             inputs={"explore": explored.fingerprint},
@@ -350,7 +278,7 @@ class Loop:
                 held_out=set(self.held_out),
             ),
             sections=("evolve",),
-            inputs={"review": reviewed.fingerprint, "checkpoint": self.base if earlier is None else earlier.fingerprint},
+            inputs={"review": reviewed.fingerprint, "checkpoint": self.models.base if earlier is None else earlier.fingerprint},
         )
 
     def summarise(self, t: int, last: bool) -> dict:

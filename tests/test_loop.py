@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.exceptions import RaySystemError
 
-from medq_ray import loop, recipes
+from medq_ray import loop, models, recipes
 from medq_ray.artifacts import MANIFEST
 from medq_ray.config import override
 from medq_ray.ledger import Ledger
@@ -45,7 +45,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
     ],
 )
 def test_a_typo_is_told_before_anything_is_written(tmp_path, monkeypatch, assignment, complaint):
-    for name in (loop.ENGINE_KEY, loop.ORACLE_KEY):
+    for name in (models.ENGINE_KEY, models.ORACLE_KEY, models.JUDGE_KEY):
         monkeypatch.delenv(name, raising=False)
     chosen = override(recipes.build("demo"), [assignment.replace("{tmp}", str(tmp_path))])
     with pytest.raises((ValueError, EndpointError), match=complaint):

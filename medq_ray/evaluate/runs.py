@@ -1,5 +1,6 @@
 """The evaluating phase: ask, score, collect failures, cluster them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
 from medq_ray.model.prompts import prompt_of
 from medq_ray.schema import COMPLETION, FAILURE, PROMPT, PROTOTYPE, SCORE
+from medq_ray.synthetic.world import World
 
 def prompts(questions: pa.Table) -> pa.Table:
     """schema.PROMPT of questions, sorted by question_id."""
@@ -43,6 +45,59 @@ def with_image(questions: pa.Table, split: str, images: pa.Table) -> pa.Table:
     return kept
 
 
+def measure(
+    folder: Path,
+    prefix: str,
+    questions: pa.Table,
+    sampling: Sampling,
+    label: str,
+    *,
+    config: Config,
+    answer: Answer,
+    ask_judge: Answer | None,
+    patient_of: Mapping[str, str],
+) -> tuple[pa.Table, pa.Table]:
+    """(schema.COMPLETION, schema.SCORE) of some questions; both, and judgements where there is a judge, are in files of
+    `folder` whose names begin with `prefix`. answer: asks the model; patient_of: image id -> patient."""
+    completions = ask(folder / f"{prefix}completions.parquet", questions, sampling, label, answer)
+    outcomes = None
+    if ask_judge is not None:
+        outcomes = judged(folder / f"{prefix}judgements.parquet", questions, completions, config.judge, ask_judge)
+    scores = score(questions, completions, config.evaluate.gamma, patient_of=patient_of, judged=outcomes)
+    return completions, write_table(folder / f"{prefix}scores.parquet", scores, SCORE)
+
+
+def several(config: Config) -> Sampling:
+    """R answers a question."""
+    settings = config.evaluate
+    return Sampling(settings.runs, settings.temperature, settings.max_tokens, config.seed, logprobs=True)
+
+
+def found_weak(folder: Path, questions: pa.Table, completions: pa.Table, scores: pa.Table, config: Config) -> pa.Table:
+    """The failure pool (schema.FAILURE); writes failures.parquet, rates.json and crossings.json."""
+    write_json(folder / "rates.json", rates(scores))
+    write_json(folder / "crossings.json", rates(scores, config.evaluate.crossings))
+    return write_table(folder / "failures.parquet", failures(questions, completions, scores), FAILURE)
+
+
+def evaluate_endpoint(
+    folder: Path, world: World, split: str, *, config: Config, answer: Answer, ask_judge: Answer | None = None
+) -> dict:
+    """R runs of any model on one split of a world: completions, scores, failures (.parquet), rates.json, crossings.json
+    and metrics.json, which is returned. Raises as `evaluate`."""
+    images = world.images.filter(pc.equal(world.images["split"], split))
+    questions = world.questions.filter(pc.is_in(world.questions["image_id"], images["image_id"].combine_chunks()))
+    questions = with_image(questions, split, images).sort_by("question_id")
+    sight = check_sight(prompts(questions), answer, split)
+    patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
+    completions, scores = measure(folder, "", questions, several(config), f"{split} x {config.evaluate.runs}", config=config,
+                                  answer=answer, ask_judge=ask_judge, patient_of=patient_of)  # fmt: skip
+    found_weak(folder, questions, completions, scores, config)
+    metrics = {split: accuracy(scores), "sight": sight}
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
 def evaluate(
     folder: Path,
     *,
@@ -67,26 +122,14 @@ def evaluate(
     sight = check_sight(prompts(dev), answer, "dev")
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
 
-    def asked(prefix: str, questions: pa.Table, sampling: Sampling, label: str) -> tuple[pa.Table, pa.Table]:
-        """(completions, scores) of a split, which are on disk by then."""
-        completions = ask(folder / f"{prefix}completions.parquet", questions, sampling, label, answer)
-        outcomes = None
-        if ask_judge is not None:
-            outcomes = judged(folder / f"{prefix}judgements.parquet", questions, completions, config.judge, ask_judge)
-        scores = score(questions, completions, settings.gamma, patient_of=patient_of, judged=outcomes)
-        return completions, write_table(folder / f"{prefix}scores.parquet", scores, SCORE)
-
-    several = Sampling(n=settings.runs, temperature=settings.temperature, max_tokens=settings.max_tokens,
-                       seed=config.seed, logprobs=True)  # fmt: skip
-    completions, scores = asked("", dev, several, f"dev x {settings.runs}")
-    failed = write_table(folder / "failures.parquet", failures(dev, completions, scores), FAILURE)
+    means = {"config": config, "answer": answer, "ask_judge": ask_judge, "patient_of": patient_of}
+    completions, scores = measure(folder, "", dev, several(config), f"dev x {settings.runs}", **means)
+    failed = found_weak(folder, dev, completions, scores, config)
     found = prototypes(failed, images, text_weight=settings.text_weight, most=settings.max_prototypes)
     write_table(folder / "prototypes.parquet", found, PROTOTYPE)
-    write_json(folder / "rates.json", rates(scores))
-    write_json(folder / "crossings.json", rates(scores, settings.crossings))
 
     greedy = Sampling(n=1, temperature=0.0, max_tokens=settings.max_tokens, seed=config.seed, logprobs=False)
-    _, test_scores = asked("test_", test, greedy, "test")
+    _, test_scores = measure(folder, "test_", test, greedy, "test", **means)
     metrics = {"dev": accuracy(scores), "test": accuracy(test_scores), "sight": sight}
     write_json(folder / "metrics.json", metrics)
     return {

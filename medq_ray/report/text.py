@@ -92,6 +92,17 @@ def iteration_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def metrics_table(model: str, split: str, metrics: dict) -> str:
+    """One evaluation for the terminal; metrics: of `evaluate.scoring.accuracy`."""
+    lines = [f"{model} on {split}: accuracy in % with 95 % intervals", "", f"  {'perception':<28}{cell_text(metrics):>19}{metrics['n']:>7}"]
+    for axis in ("kind", "modality", "severity", "scope"):
+        lines.append("")
+        for value, cell in metrics[f"by_{axis}"].items():
+            lines.append(f"  {capability_words(f'{axis}:{value}'):<28}{cell_text(cell):>19}{cell['n']:>7}")
+    lines += ["", f"  runs without a readable letter {percent(metrics['unparsed'])} %, without an answer {percent(metrics['failed'])} %"]
+    return "\n".join(lines)
+
+
 def cell_text(cell: dict | None) -> str:
     """'52.4 [49.1, 55.6]', at most 17 characters."""
     if cell is None or cell["accuracy"] is None:

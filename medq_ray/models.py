@@ -1,0 +1,103 @@
+"""The models of one run, as its phases ask them: the checkpoint under training, the oracle and the judge.
+
+Each is an OpenAI-compatible endpoint; what is ours to serve starts when it is first asked.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medq_ray.artifacts import digest_folder, digest_of
+from medq_ray.config import Config
+from medq_ray.model.ask import Answer, ask
+from medq_ray.model.chat import Endpoint, Sampling
+from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
+from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
+from medq_ray.synthetic.oracle import serve_oracle
+from medq_ray.synthetic.world import World
+
+ENGINE_KEY, ORACLE_KEY, JUDGE_KEY = "ENGINE_API_KEY", "OPENAI_API_KEY", "JUDGE_API_KEY"
+"""Environment variables of the keys of `engine.base_url`, `oracle.base_url` and `judge.base_url`."""
+
+
+def check_keys(config: Config) -> None:
+    """Raises EndpointError when the key of an endpoint in the settings is not there."""
+    for section, key in ((config.engine, ENGINE_KEY), (config.oracle, ORACLE_KEY), (config.judge, JUDGE_KEY)):
+        if section.base_url is not None:
+            Endpoint(section.base_url, "", key_from=key).key()
+
+
+class Servers(ExitStack):
+    """The model servers of one iteration: each starts when it is first asked, and stops with the iteration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: dict[str, Endpoint] = {}
+
+    def once(self, name: str, start: Callable[[], Endpoint]) -> Endpoint:
+        if name not in self.started:
+            self.started[name] = start()
+        return self.started[name]
+
+
+class Models:
+    """What answers the questions of one run; answers are kept in its cache folder."""
+
+    def __init__(self, config: Config, root: Path, world: World, spent: Counter):
+        """spent: (what, simulated) -> tokens; every answer is added."""
+        self.config, self.root, self.world, self.spent = config, root, world, spent
+        self.tag = digest_of(str(root))[:8]
+        """Keeps our Serve apps and another run's on the same Ray apart."""
+        self.base = digest_folder(resolve_checkpoint(config.engine.checkpoint))
+        """Content of the base checkpoint."""
+
+    def checkpoint(self, t: int, folder: Path, servers: Servers) -> Answer:
+        """The checkpoint after `t` fine-tunings, which lies in `folder`."""
+        engine, name = self.config.engine, f"iteration-{t}"
+
+        def start() -> Endpoint:
+            url = engine.base_url or servers.enter_context(serve_checkpoint(folder, name, engine, app=f"{name}-{self.tag}"))
+            identity = self.base if t == 0 else digest_folder(folder)  # of an 8B model: 16 GB to read
+            return self.endpoint(url, name, identity, ENGINE_KEY)
+
+        return self.asker(f"model-{t:02d}", lambda: servers.once("model", start), simulated=False)
+
+    def oracle(self, servers: Servers) -> Answer:
+        """The oracle in the settings, or the simulated one."""
+        oracle = self.config.oracle
+
+        def start() -> Endpoint:
+            url = oracle.base_url or servers.enter_context(
+                serve_oracle(self.world.path, oracle, self.config.seed, app=f"oracle-{self.tag}")
+            )
+            identity = "" if oracle.base_url else f"{self.world.digest}-{oracle.edit_rate}-{oracle.reject_rate}"
+            return self.endpoint(url, oracle.model, identity, ORACLE_KEY)
+
+        return self.asker("oracle", lambda: servers.once("oracle", start), oracle.model == SIMULATED_ORACLE)
+
+    def judge(self) -> Answer | None:
+        """The judge in the settings, None where there is none."""
+        judge = self.config.judge
+        if judge.base_url is None:
+            return None
+        return self.asker("judge", lambda: self.endpoint(judge.base_url, judge.model, "", JUDGE_KEY), simulated=False)
+
+    def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
+        engine = self.config.engine
+        return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
+                        retries=engine.retries, timeout=engine.timeout, patience=engine.start_timeout,
+                        key_from=key_from)  # fmt: skip
+
+    def asker(self, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Answer:
+        """A phase's way to ask one model, its answers in the cache folder `name`."""
+
+        def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
+            completions = ask(prompts, endpoint(), sampling, self.root / "cache" / name, label)
+            self.spent[f"{name.partition('-')[0]} output", simulated] += pc.sum(completions["tokens"]).as_py() or 0
+            return completions
+
+        return answer
