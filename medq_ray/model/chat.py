@@ -26,8 +26,10 @@ RETRIED_STATUS = {408, 409, 425, 429}
 """Besides 5xx: the client errors that another attempt may cure."""
 HANGS = 3
 """Attempts at a request that is not answered in time: with two minutes each, more of them would hold up a run."""
-PROBE_TIMEOUT = 30.0
-"""Seconds in which an endpoint that is alive answers two letters."""
+PROBE_TIMEOUT = 5.0
+"""Seconds in which an endpoint that is alive answers two letters. Ray Serve holds requests until a dead engine is
+replaced, half a minute or more: whoever waited that long would take the new engine for the old one, and the question
+that killed it for harmless. Too short costs a pause."""
 PROBE_PAUSE = 0.5
 """Seconds between two such probes."""
 FATAL_STATUS = {

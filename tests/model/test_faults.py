@@ -96,13 +96,14 @@ def test_an_endpoint_that_stays_down_is_waited_for_and_then_told(ray_local, tmp_
     assert set(table["error"].to_pylist()) == {""}
 
 
-def engine_of(app: str) -> psutil.Process:
-    """The process of a Serve app's replica."""
-    return next(p for p in psutil.process_iter() if p.name().startswith("ray::") and f":{app}:" in " ".join(p.cmdline()))
+def victims(app: str) -> list[psutil.Process]:
+    """The process of a Serve app's replica, and that of the engine behind it."""
+    replica = next(p for p in psutil.process_iter() if f":{app}:" in " ".join(p.cmdline()) and "ray::" in p.cmdline()[0])
+    return [replica, next(p for p in replica.children(recursive=True) if "EngineCore" in " ".join(p.cmdline()))]
 
 
 @pytest.mark.engine
-def test_a_run_survives_two_deaths_of_its_engine(ray_local, tmp_path):
+def test_a_run_survives_the_death_of_its_replica_and_of_its_engine(ray_local, tmp_path):
     from medq_ray.model.deploy import serve_checkpoint
     from medq_ray.model.tiny import embedded_checkpoint
 
@@ -110,10 +111,10 @@ def test_a_run_survives_two_deaths_of_its_engine(ray_local, tmp_path):
     killed = []
 
     def kill_twice(cache: Path) -> None:
-        for answers in (60, 200):
+        for which, answers in enumerate((60, 200)):
             while sum(path.read_bytes().count(b"\n") for path in cache.glob("*.jsonl")) < answers:
                 time.sleep(0.05)
-            process = engine_of("mortal")
+            process = victims("mortal")[which]
             os.kill(process.pid, signal.SIGKILL)
             killed.append(process.pid)
 

@@ -1,0 +1,97 @@
+"""A blind endpoint is found whatever else it does; one that sees passes, however little it sees."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from medq_ray.evaluate.guard import GREY, check_sight, check_tokens, probes
+from medq_ray.images import encode_png, read_image
+from medq_ray.model.chat import EndpointError
+from medq_ray.schema import COMPLETION, PROMPT
+
+
+@pytest.fixture
+def prompts(tmp_path) -> pa.Table:
+    """Twenty questions about ten pictures."""
+    rows = []
+    for i in range(20):
+        path = tmp_path / f"{i // 2}.png"
+        pixels = np.random.default_rng(i // 2).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        path.write_bytes(encode_png(pixels))
+        rows.append({"question_id": f"q{i:02d}", "uris": [str(path)], "prompt": f"Question {i}?"})
+    return pa.Table.from_pylist(rows, schema=PROMPT)
+
+
+class Endpoint:
+    """Answers like a model that looks at images by `sees` and whose prompt tokens count them by `counts`."""
+
+    def __init__(self, sees: bool = True, counts: bool | None = True, noise: float = 0.0, logprobs: bool = True):
+        self.sees, self.counts, self.noise, self.logprobs = sees, counts, noise, logprobs
+        self.rng = np.random.default_rng(0)
+        self.asked: list[dict] = []
+
+    def __call__(self, prompts: pa.Table, sampling, label: str) -> pa.Table:
+        rows = []
+        for row in prompts.to_pylist():
+            self.asked.append(row)
+            light = float(np.mean([read_image(uri).mean() for uri in row["uris"]])) if row["uris"] and self.sees else 100.0
+            entropy = light / 100 + float(self.rng.normal(0, self.noise))
+            tokens = None if self.counts is None else len(row["prompt"]) + 16 * len(row["uris"]) * self.counts
+            rows.append({"question_id": row["question_id"], "run": 0, "text": "A", "error": "", "prompt_tokens": tokens,
+                         "entropy": entropy if self.logprobs else None})  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+
+def test_who_sees_passes_even_if_every_answer_is_the_same_letter(prompts):
+    found = check_sight(prompts, Endpoint(), "dev")
+    assert found["probes"] == 8 and found["image_tokens"] == 16
+    assert found["grey"] > 0 == found["again"]
+    assert check_sight(prompts, Endpoint(counts=None), "dev")["image_tokens"] is None
+
+
+def test_an_endpoint_whose_prompts_are_as_long_without_images_is_blind(prompts):
+    with pytest.raises(EndpointError, match="does not see images: its prompts are as long without them"):
+        check_sight(prompts, Endpoint(counts=False), "dev")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
+def test_an_endpoint_that_does_not_look_is_blind_whatever_its_noise(prompts, noise):
+    with pytest.raises(EndpointError, match="does not look at images"):
+        check_sight(prompts, Endpoint(sees=False, noise=noise), "dev")
+
+
+def test_without_logprobs_texts_decide(prompts):
+    """One letter for every picture and no logprobs: nobody can tell it from a blind one."""
+    with pytest.raises(EndpointError, match="does not look at images"):
+        check_sight(prompts, Endpoint(logprobs=False), "dev")
+
+
+def test_grey_pictures_have_the_size_of_the_true_ones_and_pictures_come_once(prompts):
+    endpoint, seen = Endpoint(), {}
+    real = endpoint.__call__
+
+    def looked(table: pa.Table, sampling, label: str) -> pa.Table:
+        for row in table.to_pylist():
+            kind = row["question_id"].split("/")[0]
+            seen.setdefault(kind, []).append([read_image(uri) for uri in row["uris"]])
+        return real(table, sampling, label)
+
+    check_sight(prompts, looked, "dev")
+    assert all((pixels == GREY).all() and pixels.shape == (24, 32, 3) for (pixels,) in seen["grey"])
+    assert len({pixels.tobytes() for (pixels,) in seen["true"]}) == 8 and seen["none"] == [[]] * 8
+
+
+def test_pictures_that_cannot_be_read_are_no_probes(prompts):
+    for row in prompts.to_pylist()[:10]:
+        Path(row["uris"][0]).write_bytes(b"no picture")
+    assert {row["question_id"] for row in probes(prompts)} == {"q10", "q12", "q14", "q16", "q18"}
+
+
+def test_an_answer_without_an_image_token_stops_the_run():
+    rows = [{"question_id": f"q{i}", "run": 0, "error": "", "image_tokens": tokens} for i, tokens in enumerate([16, None, 0])]
+    check_tokens(pa.Table.from_pylist(rows[:2], schema=COMPLETION))
+    with pytest.raises(EndpointError, match="1 of 3 answers were given without any image token"):
+        check_tokens(pa.Table.from_pylist(rows, schema=COMPLETION))
+    check_tokens(pa.Table.from_pylist([rows[2] | {"error": "HTTP 400"}], schema=COMPLETION))
