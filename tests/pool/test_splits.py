@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
@@ -11,7 +12,7 @@ from fake_pool import fake_pool, looked
 from medq_ray import cli
 from medq_ray.artifacts import read_table, write_table
 from medq_ray.pool.splits import CHECKS, Thresholds, describe, read_proof, verify
-from medq_ray.pool.store import claimed
+from medq_ray.pool.store import claimed, one_of_each
 from medq_ray.schema import LISTED
 
 APART = [{"split": split} for split in ("pool", "pool", "dev", "test")]
@@ -194,3 +195,12 @@ def test_the_command_fails_on_a_leak(tmp_path):
     assert "passed" in done[0].output and "LEAK      1  patients or clusters in two splits" in done[1].output
     for_programs = CliRunner().invoke(cli.main, ["pool", "verify", str(leaky.root), "--json"])
     assert json.loads(for_programs.stdout)["leaks"]["patient"] == 1
+
+
+def test_every_image_of_a_large_pool_keeps_its_own_patient():
+    """Arrow groups a table of more than 32,768 rows in an order of its own."""
+    ids = [f"{i:016x}" for i in range(50_000)]
+    columns = {"image_id": ids, "patient": [name[::-1] for name in ids], "session": ids}
+    allowed = [i % 3 == 0 for i in range(len(ids))]
+    good = pa.table(columns | {"share": allowed, "train": allowed[::-1]})
+    assert one_of_each(good).equals(good)
