@@ -179,8 +179,9 @@ def encode(data: dict, image: str, prompt: str, blind: str) -> bytes:
     """The body of an answer."""
     seen, counted = "" if blind else image, "" if blind == "drops" else image
     choices = []
+    seed = data.get("seed", 0) if data.get("temperature", 1) else 0
     for index in range(data.get("n", 1)):
-        text, logprobs = answer(seen, prompt, data.get("seed", 0) + index)
+        text, logprobs = answer(seen, prompt, seed + index)
         choice = {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         if data.get("logprobs"):
             tokens = [{"token": "t", "logprob": value, "bytes": None, "top_logprobs": []} for value in logprobs]

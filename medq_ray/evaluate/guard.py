@@ -6,6 +6,7 @@ asked twice?
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,66 +18,100 @@ from medq_ray.model.ask import Answer
 from medq_ray.model.chat import EndpointError, Sampling
 from medq_ray.schema import PROMPT
 
-PROBES = 8
-"""Questions that are asked with their image, with it again, with a grey one and without one. Our choice."""
+PROBES = (8, 64)
+"""Questions that are asked with their image, with it again, with a grey one and without one: a few, and more of them
+when the same question has not the same answer twice. Our choice."""
 GREY = 128
-TWICE, FLOOR = 2.0, 1e-3
-"""An endpoint sees when grey images change its answers by more than TWICE what asking again does, plus FLOOR (in nats
-of trajectory entropy; another text counts 1). Our choice: repeated requests to one engine differ by batch, not by
-luck, and a grey image changes the embedded model's answers by 0.5."""
+FLOOR = 1e-3
+"""Change that means nothing, in nats of trajectory entropy (another text counts 1): an engine's batches differ by less;
+a grey image changes the embedded model's answers by 0.5."""
+SURE = 2.0
+"""Standard errors by which a grey image must change the answers of a restless endpoint more than asking again does."""
 
 
 def check_sight(prompts: pa.Table, answer: Answer, label: str) -> dict:
     """{probes, image_tokens (least, null where the endpoint counts no prompt tokens), grey, again: mean changes}.
 
-    prompts: schema.PROMPT of the evaluation; a few of them, with different images, are asked greedily. Raises
-    EndpointError when the endpoint is blind.
+    prompts: schema.PROMPT of the evaluation; a few of them are asked greedily. Raises EndpointError when the endpoint is
+    blind.
     """
-    rows = probes(prompts)
+    for count in PROBES:
+        rows = probes(prompts, count)
+        seen = look(rows, answer, label)
+        least = least_tokens(seen)
+        pairs = [
+            (change(true, grey), change(true, again))
+            for true, grey, again in zip(seen["true"], seen["grey"], seen["again"], strict=True)
+            if not (true["error"] or grey["error"] or again["error"])
+        ]
+        grey, again = (float(np.mean(values)) if values else 0.0 for values in ([p[0] for p in pairs], [p[1] for p in pairs]))
+        if again <= FLOOR:
+            break
+    if pairs and not looks(np.array(pairs)):
+        raise EndpointError(
+            f"the endpoint does not look at images: a grey image changes its answers by {grey:.3f}, asking again by "
+            f"{again:.3f}; serve a vision-language checkpoint, and see that images are sent to it"
+        )
+    return {"probes": len(rows), "image_tokens": least, "grey": grey, "again": again}
+
+
+def looks(pairs: np.ndarray) -> bool:
+    """Whether an endpoint with these changes, (n, 2) for grey and again, looks at images."""
+    more = pairs[:, 0] - pairs[:, 1]
+    if pairs[:, 1].mean() <= FLOOR:
+        return bool(more.mean() > FLOOR)
+    error = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else np.inf
+    return bool(more.mean() > SURE * error)
+
+
+def look(rows: list[dict], answer: Answer, label: str) -> dict[str, list[dict]]:
+    """The completions of some prompts with their image ('true'), with it 'again', with a 'grey' one and with 'none'."""
     with tempfile.TemporaryDirectory() as folder:
         grey = [row | {"uris": [blank(uri, Path(folder)) for uri in row["uris"]]} for row in rows]
-        none = [row | {"uris": []} for row in rows]
-        asked = {"true": rows, "grey": grey, "none": none}
-        table = pa.Table.from_pylist([named(kind, row) for kind, own in asked.items() for row in own], schema=PROMPT)
+        asked = {"true": rows, "grey": grey, "none": [row | {"uris": []} for row in rows], "again": rows}
+        first = [named(kind, row) for kind, own in asked.items() if kind != "again" for row in own]
         greedy = Sampling(n=1, temperature=0.0, max_tokens=32)
-        first = by_name(answer(table, greedy, f"{label}: sight"))
-        again = Sampling(n=1, temperature=0.0, max_tokens=32, seed=1)
-        twice = pa.Table.from_pylist([named("again", row) for row in rows], schema=PROMPT)
-        first |= by_name(answer(twice, again, f"{label}: again"))
-    seen = {kind: [first[named(kind, row)["question_id"]] for row in rows] for kind in (*asked, "again")}
+        said = by_name(answer(pa.Table.from_pylist(first, schema=PROMPT), greedy, f"{label}: sight"))
+        second = pa.Table.from_pylist([named("again", row) for row in rows], schema=PROMPT)
+        said |= by_name(answer(second, replace(greedy, seed=1), f"{label}: sight, again"))
+    return {kind: [said[named(kind, row)["question_id"]] for row in own] for kind, own in asked.items()}
+
+
+def least_tokens(seen: dict[str, list[dict]]) -> int | None:
+    """By how many tokens an image makes a prompt longer, at least; None where nobody counts. Raises EndpointError."""
     tokens = [
-        (true["prompt_tokens"], without["prompt_tokens"])
-        for true, without in zip(seen["true"], seen["none"], strict=True)
-        if not true["error"] and not without["error"] and None not in (true["prompt_tokens"], without["prompt_tokens"])
+        (true["prompt_tokens"], none["prompt_tokens"])
+        for true, none in zip(seen["true"], seen["none"], strict=True)
+        if not (true["error"] or none["error"]) and None not in (true["prompt_tokens"], none["prompt_tokens"])
     ]
-    least = min((with_image - without for with_image, without in tokens), default=None)
+    least = min((true - none for true, none in tokens), default=None)
     if least is not None and least <= 0:
-        longest = max(with_image for with_image, _ in tokens)
+        longest = max(true for true, _ in tokens)
         raise EndpointError(f"the endpoint does not see images: its prompts are as long without them ({longest} tokens)")
-    changes = {kind: change(seen["true"], seen[kind]) for kind in ("grey", "again")}
-    if None not in changes.values() and changes["grey"] <= TWICE * changes["again"] + FLOOR:
-        raise EndpointError(
-            f"the endpoint does not look at images: a grey image changes its answers by {changes['grey']:.3f}, asking "
-            f"again by {changes['again']:.3f}; serve a vision-language checkpoint, and see that images are sent to it"
-        )
-    return {"probes": len(rows), "image_tokens": least, **changes}
+    return least
 
 
-def probes(prompts: pa.Table) -> list[dict]:
-    """At most PROBES prompts with different images that can be read, from all over the table."""
-    rows = {row["uris"][0]: row for row in reversed(prompts.to_pylist()) if row["uris"]}
-    rows = sorted(rows.values(), key=lambda row: row["question_id"])
-    places = np.linspace(0, len(rows) - 1, min(4 * PROBES, len(rows))).round().astype(int)
-    readable = []
-    for place in dict.fromkeys(places.tolist()):
-        try:
-            for uri in rows[place]["uris"]:
-                read_image(uri)
-        except ValueError:
-            continue
-        readable.append(rows[place])
-    chosen = np.linspace(0, len(readable) - 1, min(PROBES, len(readable))).round().astype(int)
-    return [readable[place] for place in dict.fromkeys(chosen.tolist())]
+def probes(prompts: pa.Table, count: int) -> list[dict]:
+    """At most `count` prompts with images that can be read, evenly from all over the table; one of each image as long
+    as there are enough."""
+    rows = sorted((row for row in prompts.to_pylist() if row["uris"]), key=lambda row: row["question_id"])
+    first = {row["uris"][0]: row for row in reversed(rows)}
+    rows = rows if len(first) < min(count, len(rows)) else sorted(first.values(), key=lambda row: row["question_id"])
+    readable = [row for row in spread(rows, 2 * count) if can_be_read(row["uris"])]
+    return spread(readable, count)
+
+
+def spread(rows: list[dict], count: int) -> list[dict]:
+    """`count` of the rows, evenly spaced; all where there are fewer."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[place] for place in dict.fromkeys(places.tolist())]
+
+
+def can_be_read(uris: list[str]) -> bool:
+    try:
+        return all(read_image(uri).size for uri in uris)
+    except ValueError:
+        return False
 
 
 def blank(uri: str, folder: Path) -> str:
@@ -96,14 +131,9 @@ def by_name(completions: pa.Table) -> dict[str, dict]:
     return {row["question_id"]: row for row in completions.to_pylist()}
 
 
-def change(left: list[dict], right: list[dict]) -> float | None:
-    """Mean difference of two series of answers: 1 for another text, else that of the entropies; None without any."""
-    values = [
-        float(a["text"] != b["text"]) or abs((a["entropy"] or 0.0) - (b["entropy"] or 0.0))
-        for a, b in zip(left, right, strict=True)
-        if not a["error"] and not b["error"]
-    ]
-    return float(np.mean(values)) if values else None
+def change(left: dict, right: dict) -> float:
+    """The difference of two answers: 1 for another text, else that of the entropies."""
+    return float(left["text"] != right["text"]) or abs((left["entropy"] or 0.0) - (right["entropy"] or 0.0))
 
 
 def check_tokens(completions: pa.Table) -> None:

@@ -14,11 +14,11 @@ from medq_ray.schema import COMPLETION, PROMPT
 
 @pytest.fixture
 def prompts(tmp_path) -> pa.Table:
-    """Twenty questions about ten pictures."""
+    """Twenty questions about ten pictures, each brighter than the one before."""
     rows = []
     for i in range(20):
         path = tmp_path / f"{i // 2}.png"
-        pixels = np.random.default_rng(i // 2).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i // 2).integers(0, 20 + 10 * i, (24, 32, 3), dtype=np.uint8)
         path.write_bytes(encode_png(pixels))
         rows.append({"question_id": f"q{i:02d}", "uris": [str(path)], "prompt": f"Question {i}?"})
     return pa.Table.from_pylist(rows, schema=PROMPT)
@@ -27,8 +27,9 @@ def prompts(tmp_path) -> pa.Table:
 class Endpoint:
     """Answers like a model that looks at images by `sees` and whose prompt tokens count them by `counts`."""
 
-    def __init__(self, sees: bool = True, counts: bool | None = True, noise: float = 0.0, logprobs: bool = True):
-        self.sees, self.counts, self.noise, self.logprobs = sees, counts, noise, logprobs
+    def __init__(self, sees: bool = True, counts: bool | None = True, noise: float = 0.0, logprobs: bool = True,
+                 contrast: float = 1.0):  # fmt: skip
+        self.sees, self.counts, self.noise, self.logprobs, self.contrast = sees, counts, noise, logprobs, contrast
         self.rng = np.random.default_rng(0)
         self.asked: list[dict] = []
 
@@ -37,7 +38,7 @@ class Endpoint:
         for row in prompts.to_pylist():
             self.asked.append(row)
             light = float(np.mean([read_image(uri).mean() for uri in row["uris"]])) if row["uris"] and self.sees else 100.0
-            entropy = light / 100 + float(self.rng.normal(0, self.noise))
+            entropy = self.contrast * light / 100 + float(self.rng.normal(0, self.noise))
             tokens = None if self.counts is None else len(row["prompt"]) + 16 * len(row["uris"]) * self.counts
             rows.append({"question_id": row["question_id"], "run": 0, "text": "A", "error": "", "prompt_tokens": tokens,
                          "entropy": entropy if self.logprobs else None})  # fmt: skip
@@ -60,6 +61,12 @@ def test_an_endpoint_whose_prompts_are_as_long_without_images_is_blind(prompts):
 def test_an_endpoint_that_does_not_look_is_blind_whatever_its_noise(prompts, noise):
     with pytest.raises(EndpointError, match="does not look at images"):
         check_sight(prompts, Endpoint(sees=False, noise=noise), "dev")
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.2])
+def test_a_restless_endpoint_that_sees_passes(prompts, noise):
+    """Pictures of another brightness change its answers by more than its noise does, on average."""
+    assert check_sight(prompts, Endpoint(noise=noise, contrast=5.0), "dev")["probes"] == 20
 
 
 def test_without_logprobs_texts_decide(prompts):
@@ -86,7 +93,8 @@ def test_grey_pictures_have_the_size_of_the_true_ones_and_pictures_come_once(pro
 def test_pictures_that_cannot_be_read_are_no_probes(prompts):
     for row in prompts.to_pylist()[:10]:
         Path(row["uris"][0]).write_bytes(b"no picture")
-    assert {row["question_id"] for row in probes(prompts)} == {"q10", "q12", "q14", "q16", "q18"}
+    assert [row["question_id"] for row in probes(prompts, 8)] == ["q10", "q12", "q14", "q16", "q18"]
+    assert len(probes(prompts, 64)) == 10
 
 
 def test_an_answer_without_an_image_token_stops_the_run():
