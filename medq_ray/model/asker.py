@@ -51,7 +51,6 @@ class Asker:
         self.gate.set()
         self.flying, self.failed = 0, 0
         self.suspects: list[Suspect] = []
-        self.rescuer: asyncio.Task | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
@@ -90,11 +89,11 @@ class Asker:
         except Down:
             suspect = Suspect(content, asyncio.get_running_loop().create_future())
             self.suspects.append(suspect)
-            if self.gate.is_set():
-                self.gate.clear()
-                self.rescuer = asyncio.create_task(self.rescue())
         finally:
             self.flying -= 1
+        if self.gate.is_set():  # the first to notice
+            self.gate.clear()
+            await self.rescue()
         return await suspect.outcome
 
     def unanswered(self, error: Unanswered) -> list[Choice]:

@@ -8,6 +8,7 @@ import pytest
 from test_prototypes import planted
 from test_scoring import completion, question
 
+from medq_ray.artifacts import read_table
 from medq_ray.config import Config, override
 from medq_ray.evaluate import evaluate
 from medq_ray.schema import COMPLETION, QUESTION
@@ -92,3 +93,24 @@ def test_dev_questions_on_quarantined_images_are_left_out_and_said(tmp_path, ima
     assert "2 of 24 dev questions" in said and "2 of 24 test questions" in said
     with pytest.raises(ValueError, match="no dev question"):
         evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(0, 0), answer=Model())
+
+
+def test_a_judge_decides_about_descriptions_where_there_is_one(tmp_path, images):
+    names = images["image_id"].to_pylist()
+    described = [question(str(100 + i), "description", "free text") | {"image_id": names[i]} for i in range(4)]
+    dev = pa.concat_tables([questions(24, images), pa.Table.from_pylist(described, schema=QUESTION)])
+
+    def judge(prompts, sampling, label):
+        """Finds fault with question 101, in every run."""
+        rows = [
+            completion(name, 0, "Score: 0" if name.startswith("101/") else "Score: 2")
+            for name in prompts["question_id"].to_pylist()
+        ]
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+    evaluate(tmp_path, config=CONFIG, dev=dev, test=questions(9, images), images=images, answer=Model(), ask_judge=judge)
+    scores = {row["question_id"]: row for row in read_table(tmp_path / "scores.parquet").to_pylist()}
+    assert [scores[str(100 + i)]["wrong"] for i in range(4)] == [0, 3, 0, 0] and scores["101"]["failure"]
+    assert read_table(tmp_path / "judgements.parquet").num_rows == 4 * 3 * 4
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["dev"]["n"] == 24 and metrics["dev"]["by_kind"]["description"]["accuracy"] == 0.75
