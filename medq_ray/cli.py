@@ -21,6 +21,16 @@ class UserError(click.ClickException):
         click.echo(f"error: {self.message}", file=file or sys.stderr)
 
 
+class Share(click.FloatRange):
+    """A number in a range; click's own takes 'nan' for one."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 class Commands(click.Group):
     """Turns the errors that users can mend into one line, unless --debug is given."""
 
@@ -137,9 +147,9 @@ def synth(out: Path, images: int, seed: int, size: int, base: Path | None, as_js
 @click.option("--encoder", default="embedded", show_default=True, help="open_clip model: see encoder.name.")
 @click.option("--side", type=click.IntRange(min=224), default=2048, show_default=True, help="Longest side kept, in px.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Actors; 0: one a core.")
-@click.option("--gpus", type=click.FloatRange(0, 1), default=0.0, help="Share of a GPU for each actor.")
+@click.option("--gpus", type=Share(0, 1), default=0.0, help="Share of a GPU for each actor.")
 @click.option("--memory-mb", type=click.IntRange(min=768), default=2048, show_default=True, help="To open one file.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=60.0, show_default=True, help="To open one file.")
+@click.option("--seconds", type=Share(min=1), default=60.0, show_default=True, help="To open one file.")
 @click.option("--retry", is_flag=True, help="Try files again that are in quarantine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def ingest(source: str, root: Path, pool_root: Path, as_json: bool, **chosen) -> None:
@@ -179,7 +189,7 @@ def pool() -> None:
 @pool.command("verify")
 @click.argument("pool_root", metavar="POOL", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--phash-radius", type=click.IntRange(0, 16), default=4, show_default=True, help="Bits.")
-@click.option("--embedding", type=click.FloatRange(0, 1), default=0.99, show_default=True, help="Cosine.")
+@click.option("--embedding", type=Share(0, 1), default=0.99, show_default=True, help="Cosine.")
 @click.option("--json", "as_json", is_flag=True, help="Print proof.json.")
 @click.pass_context
 def verify_pool(ctx: click.Context, pool_root: Path, phash_radius: int, embedding: float, as_json: bool) -> None:
@@ -211,7 +221,10 @@ def forget_root(pool_root: Path, root: Path) -> None:
     from medq_ray.pool.ingest import forget
     from medq_ray.pool.store import open_pool
 
-    click.echo(f"{forget(open_pool(pool_root), root):,} images of {root} are forgotten")
+    gone, kept = forget(open_pool(pool_root), root)
+    click.echo(f"{gone:,} images of {root} are forgotten; prove the splits anew: medq pool verify {pool_root}")
+    if kept:
+        click.echo(f"{kept:,} stay: their files were ingested from another folder or by another reader too; forget that as well")
 
 
 @pool.command("quarantine")

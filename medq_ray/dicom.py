@@ -87,6 +87,8 @@ class Header:
     """1 for grey and palettes, 3 for colour."""
     burned_in: str
     """BurnedInAnnotation: 'yes', 'no', or '' where it says neither."""
+    about: bool
+    """A slide's label or its overview, which shows the label: names, not tissue."""
 
 
 @contextmanager
@@ -137,6 +139,7 @@ def read_header(source: Source) -> Header:
             frames=_frames(dataset),
             channels=int(dataset.get("SamplesPerPixel") or 1),
             burned_in=burned if burned in ("yes", "no") else "",
+            about=not {"LABEL", "OVERVIEW"}.isdisjoint(map(str, np.ravel(dataset.get("ImageType") or []))),
         )
 
 
@@ -167,6 +170,9 @@ def _of_frame(dataset: pydicom.Dataset, index: int) -> pydicom.Dataset:
         for name in TRANSFORMS:
             for item in group.get(name) or []:
                 flat.update(item)
+    for name, neutral in (("RescaleSlope", 1), ("RescaleIntercept", 0)):  # present and empty in some files
+        if name in flat and flat.get(name) in (None, ""):
+            setattr(flat, name, neutral)
     return flat
 
 
@@ -207,7 +213,7 @@ def _shown(values: np.ndarray, padding: np.ndarray, dataset: pydicom.Dataset, mo
     window = pydicom.Dataset()  # of its own: 8 bits and no rescaling, so that its output is 0 to 255
     window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 8, 0
     given = [np.ravel(dataset.get(name)) for name in ("WindowCenter", "WindowWidth")]
-    if all(len(value) and value[0] is not None for value in given):
+    if all(len(value) and value[0] not in (None, "") for value in given) and float(given[1][0]) > 0:
         window.WindowCenter, window.WindowWidth = (float(value[0]) for value in given)
         window.VOILUTFunction = _text(dataset, "VOILUTFunction") or "LINEAR"
     else:

@@ -117,6 +117,21 @@ def test_the_first_window_of_a_file_and_its_function():
     assert sigmoid == [round(255 / (1 + np.exp(-4 * (v - 50) / 100))) for v in values[0]]
 
 
+def test_a_window_without_width_is_none_and_an_empty_slope_is_one():
+    """Some scanners write them; a viewer shows the image all the same."""
+    plain = dicom_file(row(0, 864, 1064, 1264, 4000), RescaleSlope=1, RescaleIntercept=-1024)
+    for tags in ({"WindowCenter": 40, "WindowWidth": 0}, {"WindowCenter": 40, "WindowWidth": -5}, {"WindowWidth": None}):
+        source = dicom_file(row(0, 864, 1064, 1264, 4000), RescaleSlope=1, RescaleIntercept=-1024, **tags)
+        assert grey(source) == grey(plain)
+    empty = dicom_file(row(-160, 40, 240), RescaleSlope=None, RescaleIntercept=None)
+    assert grey(empty) == [0, 128, 255]
+
+
+def test_a_slides_label_is_known():
+    assert read_header(dicom_file(row(0, 1), ImageType=["ORIGINAL", "PRIMARY", "LABEL", "NONE"])).about
+    assert not read_header(dicom_file(row(0, 1), ImageType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])).about
+
+
 def test_monochrome1_is_inverted():
     tags = {"WindowCenter": 50, "WindowWidth": 100, "VOILUTFunction": "LINEAR_EXACT"}
     assert grey(dicom_file(row(0, 100), PhotometricInterpretation="MONOCHROME1", **tags)) == [255, 0]

@@ -12,17 +12,21 @@ CLONE_THREAD = 0x10000
 X32 = 0x40000000
 """System calls from here on are x86-64's second set of numbers for the same calls."""
 NUMBERS = {  # machine -> its audit architecture; name -> number of the calls that take a look at their argument
-    "x86_64": (0xC000003E, {"clone": 56, "tgkill": 234, "prlimit64": 302}),
-    "aarch64": (0xC00000B7, {"clone": 220, "tgkill": 131, "prlimit64": 261}),
+    "x86_64": (0xC000003E, {"clone": 56, "tgkill": 234, "prlimit64": 302, "ioctl": 16}),
+    "aarch64": (0xC00000B7, {"clone": 220, "tgkill": 131, "prlimit64": 261, "ioctl": 29}),
 }
 CLONE3 = 435
+SET_FLAGS = (0x40086602, 0x401C5820)
+"""ioctl requests that change a file's attributes, such as immutable: FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR."""
 FORBIDDEN = {
     "x86_64": (
         *(41, 57, 58, 59, 322),  # socket, fork, vfork, execve, execveat
         *(62, 129, 200, 297, 424),  # kill, rt_sigqueueinfo, tkill, rt_tgsigqueueinfo, pidfd_send_signal
         *(101, 310, 311, 434, 438),  # ptrace, process_vm_readv, process_vm_writev, pidfd_open, pidfd_getfd
         *(90, 91, 268, 452),  # chmod, fchmod, fchmodat, fchmodat2: Landlock does not see these,
-        *(92, 93, 94, 260),  # nor chown, fchown, lchown, fchownat
+        *(92, 93, 94, 260),  # nor chown, fchown, lchown, fchownat,
+        *(132, 235, 261, 280),  # nor utime, utimes, futimesat, utimensat,
+        *(188, 189, 190, 463, 197, 198, 199, 466),  # nor setxattr and removexattr, in all their kinds
         425,  # io_uring_setup: a way round all the others
     ),
     "aarch64": (
@@ -31,12 +35,14 @@ FORBIDDEN = {
         *(117, 270, 271, 434, 438),
         *(52, 53, 452),  # fchmod, fchmodat, fchmodat2
         *(54, 55),  # fchownat, fchown
+        88,  # utimensat
+        *(5, 6, 7, 463, 14, 15, 16, 466),  # setxattr, removexattr
         425,
     ),
 }
 LOAD, EQUAL, AT_LEAST, ANY_BIT, ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, ARGUMENT = 0, 4, 16
-"""Offsets in struct seccomp_data; of the first argument, its lower half."""
+NUMBER, ARCHITECTURE, ARGUMENT, SECOND = 0, 4, 16, 24
+"""Offsets in struct seccomp_data; of the first two arguments, their lower halves."""
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
@@ -88,6 +94,8 @@ def filter_code(machine: str, pid: int) -> list[tuple]:
     code += when(EQUAL, numbers["clone"], [first, *when(ANY_BIT, CLONE_THREAD, allow), *deny])
     code += when(EQUAL, numbers["tgkill"], [first, *when(EQUAL, pid, allow), *deny])  # abort() is a signal to oneself
     code += when(EQUAL, numbers["prlimit64"], [first, *when(EQUAL, 0, allow), *deny])
+    attributes = [line for request in SET_FLAGS for line in when(EQUAL, request, deny)]
+    code += when(EQUAL, numbers["ioctl"], [(LOAD, 0, 0, SECOND), *attributes, *allow])
     return code + allow
 
 

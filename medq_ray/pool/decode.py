@@ -41,7 +41,7 @@ BLANK = asdict(Row(""))
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
 START_SECONDS = 120.0
-"""Until a child has loaded its libraries: about a second, but on a busy machine many; it is no file's fault."""
+"""Until a child has loaded its libraries and those of its first source's reader: about a second, but on a busy machine many; it is no file's fault."""
 DYING_SECONDS = 5
 """From the end of a child's answers to its own, our choice; then it is killed."""
 
@@ -197,7 +197,7 @@ class Sandbox:
 
     def _exchange(self, request: dict) -> tuple[dict, bytes]:
         if self.child is None:
-            self._start()
+            self._start(request["source"])
         text = json.dumps(request).encode()
         deadline = time.monotonic() + self.limits.seconds
         try:
@@ -217,11 +217,11 @@ class Sandbox:
             raise Broken(NONSENSE)
         return facts, bytes(self._read(pixels, deadline))
 
-    def _start(self) -> None:
+    def _start(self, source: str) -> None:
         environment = {name: os.environ[name] for name in KEPT if name in os.environ} | ONE_THREAD
         paths = os.pathsep.join(path for path in sys.path if path)  # as this process finds the package, so the child
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "medq_ray.pool.jail", str(self.limits.memory_mb)],
+            [sys.executable, "-m", "medq_ray.pool.jail", str(self.limits.memory_mb), source],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ ingest that is started again ends with the same pool, byte for byte in every row
 
 import hashlib
 import os
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medq_ray import config
-from medq_ray.artifacts import digest_of
+from medq_ray.artifacts import digest_of, read_table, write_table
 from medq_ray.console import progress, say
 from medq_ray.images import Refused
 from medq_ray.pool.decode import Limits, Look, Sandbox
-from medq_ray.pool.listing import list_source, passed_over
+from medq_ray.pool.listing import list_source, manifest_path, passed_over
 from medq_ray.pool.search import read_shard
 from medq_ray.pool.sources import Options, Row, reader
 from medq_ray.pool.store import Pool, claimed, create_pool, open_pool, with_image, write_quarantine
-from medq_ray.schema import DROP, SPLITS, looked_schema
+from medq_ray.schema import DROP, LISTED, SPLITS, looked_schema
 from medq_ray.serving import ray_session
 
 LOG = "log.txt"
@@ -212,7 +213,10 @@ def ingest(
     check_root(source, root)
     pool = create_pool(pool_root, encoder.name, side, salt)
     with claimed(pool.root):
+        manifest = manifest_path(pool, source, root)
+        before = read_table(manifest)["item"] if manifest.exists() else LISTED.empty_table()["item"]
         listed = list_source(pool, source, root, split, options, work.limits, work.retry)
+        gone = len(before) - (pc.sum(pc.is_in(before, listed["item"].combine_chunks())).as_py() or 0)
         todo = unseen(pool, listed, work.retry)
         if todo.num_rows:
             look_at(pool, todo, encoder, work)
@@ -220,7 +224,7 @@ def ingest(
         rows = pool.rows(partial=True)  # an earlier ingest of another source may have been killed
         quarantine, images = write_quarantine(pool, rows, DROP), with_image(rows)
         own = pc.is_in(quarantine["id"], listed["item"].combine_chunks())
-        if others := passed_over(root, listed):
+        if others := passed_over(pool, root, listed):
             said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
             say(f"  files that the reader {source!r} does not read: {said}")
         if images.num_rows == 0:
@@ -232,6 +236,7 @@ def ingest(
         return {
             "listed": listed.num_rows,
             "new": todo.num_rows,
+            "gone": gone,
             "quarantined": pc.sum(own).as_py() or 0,
             "images": pc.count_distinct(images["image_id"]).as_py(),
             **counts,
@@ -258,21 +263,33 @@ def prune(pool: Pool) -> None:
         path.unlink(missing_ok=True)
 
 
-def forget(pool: Pool, root: Path) -> int:
-    """Take everything that was ingested from `root` out of the pool; how many images were listed there.
+def forget(pool: Pool, root: Path) -> tuple[int, int]:
+    """Take everything that was ingested from `root` out of the pool, its proof and what is left of a killed ingest;
+    (images that are gone, images that stay since they were ingested from another root or by another reader too).
 
-    Raises ValueError when nothing was.
+    Raises ValueError when nothing was ingested from there. Finishes one that was killed.
     """
     with claimed(pool.root):
-        paths = sorted((pool.private / "manifests").glob(f"*-{digest_of(str(Path(root).resolve()))[:8]}.parquet"))
-        if not paths:
-            raise ValueError(f"{pool.root}: nothing was ingested from {root}; give the folder as it was given then")
-        count = sum(pq.read_metadata(path).num_rows for path in paths)
+        ending = f"*-{digest_of(str(Path(root).resolve()))[:8]}"
+        paths = sorted((pool.private / "manifests").glob(f"{ending}.parquet"))
+        listing = sorted((pool.private / "listing").glob(ending))
+        own = pa.concat_tables([LISTED.empty_table(), *map(read_table, paths)])
         for path in paths:
-            path.unlink()
+            write_table(path, LISTED.empty_table(), LISTED)  # the name stays until everything else is gone
+        for folder in listing:
+            shutil.rmtree(folder)
+        for name in ("private/todo.parquet", "proof.json", "clusters.parquet", "pairs.parquet"):
+            (pool.root / name).unlink(missing_ok=True)
         prune(pool)
         write_quarantine(pool, pool.rows(partial=True), DROP)
-        return count
+        for path in paths:
+            path.unlink()
+        if not paths and not listing:
+            raise ValueError(f"{pool.root}: nothing was ingested from {root}; give the folder as it was given then")
+        # by path: the same file has another item under another reader
+        elsewhere = pc.is_in(own["uri"], pool.listed()["uri"].combine_chunks())
+        kept = pc.sum(elsewhere).as_py() or 0
+        return own.num_rows - kept, kept
 
 
 def describe(counts: dict, pool_root: Path) -> str:
@@ -280,8 +297,10 @@ def describe(counts: dict, pool_root: Path) -> str:
     splits = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS if counts[split])
     listed, new, bad = (f"{counts[name]:,}" for name in ("listed", "new", "quarantined"))
     lines = [f"{listed} images listed, {new} of them new, {bad} in quarantine"]
+    if counts["gone"]:
+        lines.append(f"{counts['gone']:,} images left the pool: their files are gone or have changed")
     if counts["quarantined"]:
-        lines.append(f"  why: medq pool quarantine {pool_root}")
+        lines.append(f"  why: medq pool quarantine {pool_root}; --retry tries them again")
     lines.append(f"the pool has {counts['images']:,} images ({splits}); content digest {counts['digest']}")
     lines.append(f"prove its splits: medq pool verify {pool_root}")
     return "\n".join(lines)

@@ -125,6 +125,7 @@ def main() -> None:
         lock_up(int(sys.argv[1]))
     except OSError:
         sys.exit(UNCONFINED)
+    reader(sys.argv[2])  # loading its libraries takes seconds that are no file's fault
     answers.write(READY)
     answers.flush()
     while len(head := requests.read(FRAME.size)) == FRAME.size:

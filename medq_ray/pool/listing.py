@@ -76,8 +76,9 @@ class Known:
     def __init__(self, paths: list[Path], retry: bool):
         tables = [read_table(path) for path in paths if path.exists()]
         table = pa.concat_tables([LISTED.empty_table(), *tables])
-        if retry:
-            table = table.filter(pc.equal(table["problem"], ""))
+        if retry:  # a file with one bad image is opened again as a whole
+            bad = table.filter(pc.not_equal(table["problem"], ""))["found"].combine_chunks()
+            table = table.filter(pc.invert(pc.is_in(table["found"], bad)))
         order = [(name, "ascending") for name in ("found", "uri", "key", "item")]
         self.table = table.sort_by(order).combine_chunks()
         self.found = np.array(self.table["found"].to_pylist(), "S16")  # 16 bytes a row, not a Python object
@@ -203,8 +204,13 @@ def unfit(row: Row) -> str:
     return ""
 
 
-def passed_over(root: Path, listed: pa.Table) -> Counter:
-    """Suffix -> files below `root` that the reader did not take for images; a long suffix could be anything."""
+def passed_over(pool: Pool, root: Path, listed: pa.Table) -> Counter:
+    """Suffix -> files below `root` that the reader did not take for images, the pool's own apart; a long suffix could be
+    anything. Links to folders, which are not followed, count too."""
     taken = set(pc.unique(listed["uri"]).to_pylist())
-    suffixes = (path.suffix.lower() for path in walk(root) if str(path) not in taken)
-    return Counter(suffix if len(suffix) in range(2, 7) and suffix[1:].isalnum() else "others" for suffix in suffixes)
+    files = (path for path in walk(root) if not path.is_relative_to(pool.root))
+    suffixes = (path.suffix.lower() for path in files if str(path).encode("utf-8", "replace").decode() not in taken)
+    counts = Counter(suffix if len(suffix) in range(2, 7) and suffix[1:].isalnum() else "others" for suffix in suffixes)
+    folders = (Path(folder) / name for folder, names, _ in os.walk(root) for name in names)
+    links = sum(folder.is_symlink() for folder in folders)
+    return counts + Counter({"links to folders": links})

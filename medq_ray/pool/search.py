@@ -3,6 +3,9 @@
 Fast arithmetic only nominates. Every pair whose float32 cosine lies less than its rounding error below the threshold
 is computed again by `cosines`, which sees two vectors and nothing else, and only that number is compared, returned and
 sorted by. So numpy and FAISS, one thread and many, memory, shards and Ray give one answer, bit for bit.
+
+A run searches shards by numpy, which is the fastest exact way on CPUs for tens of prototypes; FAISS, its GPU and
+`nearest` are for callers with thousands of prototypes or a GPU, and no command uses them yet.
 """
 
 from collections.abc import Callable, Sequence

@@ -60,8 +60,10 @@ class Thresholds:
 def verify(pool: Pool, thresholds: Thresholds = Thresholds()) -> dict:
     """Write clusters.parquet, pairs.parquet and proof.json, and return the proof.
 
-    Raises ValueError when the pool is not completely ingested or has no image.
+    Raises ValueError when the pool is not completely ingested or has no image, and for thresholds that are no numbers.
     """
+    if any(value != value for value in asdict(thresholds).values()):
+        raise ValueError("thresholds: expected numbers, found NaN")
     with claimed(pool.root):
         every = pool.rows()
         rows = with_image(every)
@@ -117,7 +119,8 @@ def read_proof(pool: Pool, rows: pa.Table) -> dict:
         found = ", ".join(f"{count} by {check}" for check, count in proof["leaks"].items() if count)
         raise ValueError(f"{pool.root}: its splits leak ({found}); pairs.parquet names the images")
     used, least = proof["thresholds"], asdict(Thresholds())
-    loose = [name for name in least if (used[name] > least[name] if name == "embedding" else used[name] < least[name])]
+    close = {name: used[name] <= least[name] if name == "embedding" else used[name] >= least[name] for name in least}
+    loose = [name for name, enough in close.items() if not enough]  # nor is NaN
     if loose:
         raise ValueError(f"{pool.root}: its proof was made with a looser {loose[0]} than {least[loose[0]]}; {again}")
     return proof
@@ -215,11 +218,11 @@ def look_alikes(pool: Pool, images: pa.Table, threshold: float) -> tuple[Leak, i
     below, seen = float(np.nextafter(np.float32(threshold), np.float32(-1))), np.zeros(len(names), bool)
     with progress(len(names), "compare embeddings") as bar:
         for ids, block in blocks(pool):
-            bar.update(len(ids))
             place = pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=names), -1).to_numpy()
             _, fresh = np.unique(place, return_index=True)  # an image comes once, and only if it is still listed
             fresh = fresh[(place[fresh] >= 0) & ~seen[place[fresh]]]
             seen[place[fresh]] = True
+            bar.update(len(fresh))
             hits = within(vectors, [ids[i] for i in fresh], block[fresh], below)
             other = pc.index_in(hits["image_id"], value_set=names).to_numpy()
             mine = held[hits["prototype_id"].to_numpy()]

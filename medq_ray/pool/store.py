@@ -36,6 +36,8 @@ from medq_ray.schema import LISTED, POOL_IMAGE, embedded_image_schema, looked_sc
 FORMAT = 1
 SALT = "MEDQ_SALT"
 """Environment variable with a salt of your own; pools with one salt give one patient one key."""
+SHORTEST = 12
+"""Letters of such a salt, at least. Our choice."""
 
 
 GENEROUS = Limits(memory_mb=16_384, seconds=600.0)
@@ -44,6 +46,7 @@ GENEROUS = Limits(memory_mb=16_384, seconds=600.0)
 
 def keyed(salt: str, *parts: str) -> str:
     """16 hex digits that stand for `parts`; without the salt nobody can tell what they were."""
+    assert salt, "without a salt anybody could tell"
     data = "\0".join(parts).encode("utf-8", "surrogateescape")  # file names need not be UTF-8
     return hashlib.blake2b(data, key=salt.encode(), digest_size=8).hexdigest()
 
@@ -158,10 +161,11 @@ class Pool:
         """
         rows = self.rows() if rows is None else rows
         columns = [rows[name] for name in ("image_id", "digest", "problem", "source", "modality", "split", "labels")]
+        seen = rows.filter(pc.equal(rows["problem"], ""))  # a file that gave no image has no id to name its owner by
         for name in ("patient", "session"):  # in place of the hash, the smallest image of its owner
-            first = rows.group_by(name).aggregate([("image_id", "min")])
+            first = seen.group_by(name).aggregate([("image_id", "min")])
             owner = first["image_id_min"].take(pc.index_in(rows[name], value_set=first[name].combine_chunks()))
-            columns.append(pc.if_else(pc.equal(rows[name], ""), "", owner))
+            columns.append(pc.if_else(pc.equal(rows[name], ""), "", pc.fill_null(owner, "nobody's image")))
         listed = self.listed()
         unlisted = listed.filter(pc.not_equal(listed["problem"], ""))
         lines = pc.binary_join_element_wise(*columns, "\t").to_pylist()
@@ -251,26 +255,42 @@ def create_pool(root: Path, encoder: str, side: int, salt: str = "") -> Pool:
     """
     root = Path(root).resolve()
     settings = {"format": FORMAT, "encoder": encoder_identity(encoder), "side": side}
-    salt = salt or os.environ.get(SALT, "")
-    if len(salt.encode()) > hashlib.blake2b.MAX_KEY_SIZE:
-        raise ValueError(f"{SALT} is longer than {hashlib.blake2b.MAX_KEY_SIZE} bytes")
+    salt = salt or chosen_salt()
     if (root / "pool.json").exists():
-        pool = open_pool(root)
-        if pool.settings != settings:
-            was = ", ".join(f"{name} {value}" for name, value in pool.settings.items() if settings[name] != value)
-            raise ValueError(f"{root}: was begun with {was}; use the same settings or another --pool")
-        if salt and salt != pool.salt:
-            raise ValueError(f"{root}: was begun with another salt than {SALT} has now")
-        return pool
-    if root.exists() and (not root.is_dir() or any(path.name not in ("private", "shards") for path in root.iterdir())):
+        return begun(root, settings, salt)
+    ours = ("private", "shards", "pool.json.tmp")
+    if root.exists() and (not root.is_dir() or any(path.name not in ours for path in root.iterdir())):
         raise ValueError(f"{root}: not empty and no pool; choose another --pool")
     with claimed(root):
+        if (root / "pool.json").exists():  # another ingest has begun it meanwhile
+            return begun(root, settings, salt)
         private = root / "private"
         (private / "manifests").mkdir(exist_ok=True)
         (private / "salt").write_text(salt or secrets.token_hex(16))  # nothing has been salted with another one yet
         (root / "shards").mkdir(exist_ok=True)
         write_json(root / "pool.json", settings)
     return Pool(root, settings)
+
+
+def begun(root: Path, settings: dict, salt: str) -> Pool:
+    """The pool at `root`. Raises ValueError when it has other settings or another salt; '' fits any."""
+    pool = open_pool(root)
+    if pool.settings != settings:
+        was = ", ".join(f"{name} {value}" for name, value in pool.settings.items() if settings[name] != value)
+        raise ValueError(f"{root}: was begun with {was}; use the same settings or another --pool")
+    if salt and salt != pool.salt:
+        raise ValueError(f"{root}: was begun with another salt than {SALT} has now")
+    return pool
+
+
+def chosen_salt() -> str:
+    """The salt of MEDQ_SALT, '' where it is not set. Raises ValueError for one that hides nobody."""
+    salt = os.environ.get(SALT, "").strip()
+    if SALT in os.environ and len(salt) < SHORTEST:
+        raise ValueError(f"{SALT} has fewer than {SHORTEST} letters: whoever guesses it can tell the patients; unset it or use a longer one")
+    if not salt.isascii() or len(salt) > hashlib.blake2b.MAX_KEY_SIZE:
+        raise ValueError(f"{SALT}: expected at most {hashlib.blake2b.MAX_KEY_SIZE} ASCII letters")
+    return salt
 
 
 def open_pool(root: Path) -> Pool:
@@ -304,7 +324,10 @@ def write_quarantine(pool: Pool, rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def quarantined(pool: Pool) -> list[tuple[str, str, str, str]]:
-    """(path, key, step, reason) of what is in quarantine.parquet, by path."""
+    """(path, key, step, reason) of what is in quarantine.parquet, by path. Raises ValueError before the first ingest has
+    ended."""
+    if not (pool.root / "quarantine.parquet").exists():
+        raise ValueError(f"{pool.root}: no ingest has ended yet; finish it by giving its command again")
     listed = pool.listed()
     columns = (listed[name].to_pylist() for name in ("item", "uri", "key"))
     places = {item: (uri, key) for item, uri, key in zip(*columns, strict=True)}

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+BURNED_IN = '"burned_in": "yes"'
+"""In the labels of an image in which a name may be written: to be acknowledged on its own, as 'dicom:burned-in'."""
 
 
 def is_external(url: str) -> bool:
@@ -24,6 +28,9 @@ def check_terms(images: pa.Table, endpoints: Sequence[str], acknowledged: Sequen
     images: schema.POOL_IMAGE of what the run may select, train on and send; endpoints: base URLs that images go to.
     """
     abroad = [url for url in endpoints if is_external(url)]
+    burned = pc.match_substring(images["labels"], BURNED_IN)
+    named = pc.if_else(burned, pc.binary_join_element_wise(images["source"], "burned-in", ":"), images["source"])
+    images = images.set_column(images.schema.get_field_index("source"), "source", named)
     sources = images.group_by(["source", "licence", "share", "train"]).aggregate([]).sort_by("source").to_pylist()
     refused = []
     for row in sources:

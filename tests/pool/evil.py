@@ -1,6 +1,7 @@
 """A reader that misbehaves in the way that a row's path names; tests install it through the entry point group."""
 
 import ctypes
+import fcntl
 import os
 import resource
 import socket
@@ -63,6 +64,12 @@ def decode(row, side):
             os.remove(row.key)
         case "chmod":
             os.chmod(row.key, 0o777)
+        case "utime":
+            os.utime(row.key)
+        case "setxattr":
+            os.setxattr(row.key, "user.seen", b"1")
+        case "attributes":
+            fcntl.ioctl(os.open(row.key, os.O_RDONLY), 0x40086602, b"\0" * 8)
         case "fork":
             os.fork()
         case "spawn":

@@ -96,7 +96,7 @@ def test_a_file_is_tried_again_in_a_fresh_child(sandbox, tmp_path, monkeypatch):
     assert sandbox.decode("evil", Row("crash once", str(marker)), 256).pixels.shape == (32, 32, 3)
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn", "kill", "limit", "chmod"])
+@pytest.mark.parametrize("how", ["fork", "spawn", "kill", "limit", "chmod", "utime", "setxattr", "attributes"])
 def test_a_decoder_touches_no_other_process(sandbox, how):
     assert problem(sandbox, how, __file__) == NOT_PERMITTED
 
@@ -150,7 +150,7 @@ class Liar(Sandbox):
         self.said = folder / "said"
         self.said.write_bytes(FRAME.pack(len(said), len(raw)) + said + raw)
 
-    def _start(self) -> None:
+    def _start(self, source: str) -> None:
         pipe = subprocess.PIPE
         self.child = subprocess.Popen(["cat", str(self.said), "-"], stdin=pipe, stdout=pipe, bufsize=0)
 
@@ -232,7 +232,7 @@ def alive(pid: int) -> bool:
 
 def test_the_child_dies_with_its_parent_even_in_the_middle_of_a_file(evil):
     code = (
-        "import sys\nfrom medq_ray.pool.decode import *\nbox = Sandbox(Limits(seconds=600))\nbox._start()\n"
+        "import sys\nfrom medq_ray.pool.decode import *\nbox = Sandbox(Limits(seconds=600))\nbox._start('images')\n"
         "print(box.child.pid, flush=True)\nbox.decode('evil', Row('hang'), 256)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from medq_ray.artifacts import read_table
+from medq_ray.artifacts import read_table, write_table
 from medq_ray.config import Encoder
 from medq_ray.pool import ingest as module
 from medq_ray.pool.hashing import phash, quality
 from medq_ray.pool.ingest import Work, forget, ingest, unseen
+from medq_ray.pool.listing import manifest_path
 from medq_ray.pool.splits import verify
 from medq_ray.pool.store import create_pool, open_pool, quarantined
 
@@ -117,7 +118,7 @@ def test_content_does_not_depend_on_the_way_to_it(tmp_path, root, ray_local, sma
     for i in range(3):
         draw(tmp_path / "other" / "ct" / f"{i}.png", 100 + i)
     assert ingest("images", tmp_path / "other", tmp_path / "p")["images"] == 43
-    assert forget(open_pool(tmp_path / "p"), tmp_path / "other") == 3
+    assert forget(open_pool(tmp_path / "p"), tmp_path / "other") == (3, 0)
     pool = open_pool(tmp_path / "p")
     assert pool.digest() == whole["digest"]
     assert sum(pq.read_metadata(path).num_rows for path in pool.shards()) == whole["listed"]
@@ -149,6 +150,52 @@ def test_a_pool_is_bound_to_its_encoder_and_size(tmp_path):
         create_pool(tmp_path / "p", "hf-hub:a/b", 512)
     with pytest.raises(ValueError, match="was begun with side 512"):
         create_pool(tmp_path / "p", "embedded", 1024)
+
+
+def test_a_salt_that_hides_nobody_is_refused(tmp_path, monkeypatch):
+    for salt, complaint in (("   ", "fewer than 12 letters"), ("hospital", "fewer than 12 letters"), ("ü" * 20, "ASCII"), ("x" * 65, "at most 64")):
+        monkeypatch.setenv("MEDQ_SALT", salt)
+        with pytest.raises(ValueError, match=complaint):
+            create_pool(tmp_path / "p", "embedded", 512)
+        assert not (tmp_path / "p").exists()
+    monkeypatch.setenv("MEDQ_SALT", " correct horse battery ")
+    assert create_pool(tmp_path / "p", "embedded", 512).salt == "correct horse battery"
+    create_pool(tmp_path / "p", "embedded", 512)
+
+
+def test_a_pool_whose_beginning_was_killed_is_begun_again(tmp_path):
+    (tmp_path / "p" / "private").mkdir(parents=True)
+    (tmp_path / "p" / "pool.json.tmp").write_text("{")
+    create_pool(tmp_path / "p", "embedded", 512)
+
+
+def test_what_is_forgotten_is_gone_whenever_it_was_killed(tmp_path, monkeypatch):
+    """The proof, the rest of a killed ingest, and the shards even if the kill came before them."""
+    from fake_pool import fake_pool
+
+    pool = fake_pool(tmp_path / "p", [{"uri": f"/data/{i}.png"} for i in range(3)])
+    (pool.private / "manifests" / "s.parquet").rename(manifest_path(pool, "s", Path("/data")))
+    (pool.private / "todo.parquet").touch()
+    (pool.private / "listing" / manifest_path(pool, "s", Path("/data")).stem).mkdir(parents=True)
+    verify(pool)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "prune", lambda pool: (_ for _ in ()).throw(KeyboardInterrupt))
+        forget(pool, Path("/data"))
+    assert sum(pq.read_metadata(path).num_rows for path in pool.shards()) == 3
+    forget(pool, Path("/data"))
+    left = {path.name for path in pool.root.rglob("*") if path.is_file()}
+    assert left == {"pool.json", "salt", "lock", "quarantine.parquet"}
+
+
+def test_what_another_reader_took_too_stays_and_is_said(tmp_path):
+    from fake_pool import fake_pool
+
+    pool = fake_pool(tmp_path / "p", [{"uri": "/data/0.png"}, {"uri": "/data/1.png"}])
+    own = read_table(pool.private / "manifests" / "s.parquet")
+    write_table(manifest_path(pool, "s", Path("/data/1.png")), own.slice(1), own.schema)
+    (pool.private / "manifests" / "s.parquet").rename(manifest_path(pool, "s", Path("/data")))
+    assert forget(pool, Path("/data")) == (1, 1)
+    assert open_pool(pool.root).rows()["uri"].to_pylist() == ["/data/1.png"]
 
 
 def test_a_folder_with_other_things_is_no_place_for_a_pool(tmp_path):

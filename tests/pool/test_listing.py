@@ -1,6 +1,9 @@
 """The manifest: whose, where, which split; nobody's name; nothing opened twice."""
 
 import os
+import zipfile
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +142,11 @@ def test_what_is_passed_over_is_counted(pool, root):
     (root / "notes.txt").touch()
     (root / "README").touch()
     (root / "scan.Mueller_Hans").touch()
+    (root / "elsewhere").symlink_to(pool.root)
     table = list_source(pool, "images", root, "pool", Options(), Limits())
-    assert passed_over(root, table) == {".txt": 1, "others": 2}
+    assert passed_over(pool, root, table) == {".txt": 1, "others": 2, "links to folders": 1}
+    inside = replace(pool, root=root.resolve())  # as if the pool lay there
+    assert passed_over(inside, root, table) == {"links to folders": 1}
 
 
 def test_another_modality_is_another_image(pool, root):
@@ -178,3 +184,33 @@ def test_the_pool_itself_is_no_source(root):
     pool = create_pool(root / "p", "embedded", 256, salt="s")
     draw(pool.private / "thumbnail.png", 5)
     assert [Path(row["uri"]).name for row in listed(pool, root)] == ["0.png", "1.png", "2.png"]
+
+
+def test_a_zip_with_one_bad_member_is_tried_again_as_a_whole(pool, tmp_path):
+    """Nothing of it is lost: not the good members, not the reason."""
+    written = write_zip(tmp_path / "study.zip")
+    first = list_source(pool, "dicom", tmp_path, "pool", Options(), Limits())
+    again = list_source(pool, "dicom", tmp_path, "pool", Options(), Limits(), retry=True)
+    assert first.num_rows == written and again.equals(first)
+    assert sum(problem != "" for problem in again["problem"].to_pylist()) == 1
+
+
+def write_zip(path: Path) -> int:
+    """Two slices and a member that is no DICOM file; how many members."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(2):
+            data = Dataset()
+            data.Modality, data.PatientID, data.SOPInstanceUID, data.SOPClassUID = "CT", "p", generate_uid(), "1.2.840.10008.5.1.4.1.1.2"
+            data.Rows = data.Columns = 8
+            data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+            data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelData = 8, 8, 7, bytes([i]) * 64
+            data.file_meta = FileMetaDataset()
+            data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            buffer = io.BytesIO()
+            data.save_as(buffer, enforce_file_format=True)
+            archive.writestr(f"{i}.dcm", buffer.getvalue())
+        archive.writestr("2.dcm", b"no picture")
+    return 3

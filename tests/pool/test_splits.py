@@ -171,8 +171,27 @@ def test_the_content_digest_does_not_see_salt_shards_or_paths_and_sees_everythin
     moved = [row | {"patient": row["patient"] * 2, "uri": f"/there/{i}"} for i, row in enumerate(rows)]
     assert fake_pool(tmp_path / "b", moved, shards=3).digest() == first
     for i, change in enumerate([{"patient": "c"}, {"split": "dev"}, {"labels": '{"quality": "good"}'}, {"digest": "x"},
-                                {"problem": "crash: no"}, {"session": "x"}]):  # fmt: skip
+                                {"problem": "crash: no", "image_id": ""}, {"session": "x"}]):  # fmt: skip
         assert fake_pool(tmp_path / f"c{i}", [rows[0] | change, *rows[1:]]).digest() != first, change
+
+
+def test_a_patient_with_a_bad_file_is_still_told_from_others(tmp_path):
+    """Two patients with a good and a bad file each, and then one with all four."""
+    rows = [{"split": split, "patient": patient, **bad} for split, patient in (("pool", "a"), ("test", "b"))
+            for bad in ({}, {"problem": "decode: no", "image_id": ""})]  # fmt: skip
+    pool = fake_pool(tmp_path / "p", rows)
+    assert verify(pool)["passed"]
+    fake_pool(tmp_path / "p", [row | {"patient": "a"} for row in rows])
+    with pytest.raises(ValueError, match="images have changed since the proof"):
+        read_proof(pool, pool.rows())
+
+
+def test_thresholds_are_numbers(tmp_path):
+    pool = fake_pool(tmp_path / "p", APART)
+    with pytest.raises(ValueError, match="expected numbers, found NaN"):
+        verify(pool, Thresholds(embedding=float("nan")))
+    refused = CliRunner().invoke(cli.main, ["pool", "verify", str(pool.root), "--embedding", "nan"])
+    assert refused.exit_code == 2 and "'nan' is not a number" in refused.output
 
 
 def test_pairs_of_dev_and_test_count_once(tmp_path):

@@ -12,6 +12,7 @@ IMAGES = pa.table(
         "licence": ["CC0", "agreement", "agreement", "unclear"],
         "share": [True, False, False, False],
         "train": [True, True, True, False],
+        "labels": ["{}"] * 4,
     }
 )
 
@@ -43,6 +44,16 @@ def test_sending_pixels_away_names_every_source_that_is_left():
     assert "academic (licence: agreement) may not be sent to https://api.example.com/v1" in str(refused.value)
     assert "free" not in str(refused.value) and "acknowledged=[academic, benchmark]" in str(refused.value)
     check_terms(IMAGES, ["https://api.example.com/v1"], ["benchmark", "academic"])
+
+
+def test_an_image_with_a_name_in_it_is_acknowledged_on_its_own():
+    scan = {"image_id": "5", "source": "dicom", "licence": "own", "share": False, "train": True, "labels": '{"burned_in": "yes"}'}
+    images = pa.concat_tables([IMAGES.slice(0, 1), pa.Table.from_pylist([scan, scan | {"labels": '{"burned_in": "no"}'}])])
+    abroad = ["https://api.example.com/v1"]
+    with pytest.raises(ValueError, match=r"dicom:burned-in \(licence: own\) may not be sent.*acknowledged=\[dicom, dicom:burned-in\]"):
+        check_terms(images, abroad, ["dicom"])
+    check_terms(images, abroad, ["dicom", "dicom:burned-in"])
+    check_terms(images, [], [])
 
 
 def test_the_sources_are_counted():

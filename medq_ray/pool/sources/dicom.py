@@ -88,7 +88,7 @@ def _rows(row: Row, source: str | BinaryIO, ending: str, options: Options) -> li
     header, modality = _checked(source, options.modality)
     labels = {"burned_in": header.burned_in} if header.burned_in else {}
     facts = replace(row, modality=modality, patient=header.patient, session=header.study, labels=labels)
-    if header.burned_in == "yes":  # a name may be in the picture: it leaves with nobody's terms
+    if header.burned_in == "yes":  # a name may be in the picture: it leaves only if that is acknowledged (pool.terms)
         facts = replace(facts, private=True)
     return [replace(facts, key=f"{frame}{ending}") for frame in chosen(header.frames, options.slices)]
 
@@ -98,6 +98,8 @@ def _checked(source: str | BinaryIO, wanted: str) -> tuple[Header, str]:
     header = read_header(source)
     if header.frames == 0:
         raise Refused("expected an image, found an object without pixels: a report, a plan or contours")
+    if header.about:
+        raise Refused("expected an image, found a slide's label or overview: it may show a name")
     if not wanted and header.modality not in CODES:
         raise Refused(f"expected Modality {', '.join(CODES)}, found another or none: say --modality")
     return header, wanted or CODES[header.modality]
