@@ -113,8 +113,8 @@ from medq_ray.schema import PROMPT, QUESTION
 url, count, runs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ids = [f"q{i:06d}" for i in range(count)]
 prompts = pa.table([ids, [[]] * count, [f"Question {i}?\\nA. yes\\nB. no" for i in range(count)]], schema=PROMPT)
-one = {"kind": "what", "scope": "general", "modality": "ct", "text": "?", "options": ["yes", "no"], "answer": "A", "uri": "",
-       "capabilities": ["kind:what", "modality:ct", "severity:none", "cell:ct/none"]}
+one = {"kind": "what", "scope": "general", "modality": "ct", "text": "?", "options": ["yes", "no"], "answer": "A",
+       "uri": "", "capabilities": ["kind:what", "modality:ct", "severity:none", "cell:ct/none"]}
 questions = pa.Table.from_pylist([one | {"question_id": name, "image_id": name} for name in ids], schema=QUESTION)
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 with tempfile.TemporaryDirectory() as cache:
@@ -136,7 +136,8 @@ answer = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Leng
 async def serve(reader, writer):
     try:
         while head := await reader.readuntil(b"\\r\\n\\r\\n"):
-            length = next(int(line[15:]) for line in head.lower().split(b"\\r\\n") if line.startswith(b"content-length:"))
+            lines = head.lower().split(b"\\r\\n")
+            length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
             await reader.readexactly(length)
             writer.write(answer)
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -182,7 +183,8 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = throughput(chosen.questions) + memory()
     for found in rows:
-        print(f"{found['name']:<26}{found['ours']:>9.1f}{found['peer']:>9.1f}{found['ratio']:>7.2f}  {found['unit']:<12}{found['note']}")
+        numbers = f"{found['ours']:>9.1f}{found['peer']:>9.1f}{found['ratio']:>7.2f}"
+        print(f"{found['name']:<26}{numbers}  {found['unit']:<12}{found['note']}")
     if chosen.json:
         chosen.json.write_text(json.dumps({found.pop("name"): found for found in rows}, indent=1) + "\n")
 

@@ -224,7 +224,7 @@ def forget_root(pool_root: Path, root: Path) -> None:
     gone, kept = forget(open_pool(pool_root), root)
     click.echo(f"{gone:,} images of {root} are forgotten; prove the splits anew: medq pool verify {pool_root}")
     if kept:
-        click.echo(f"{kept:,} stay: their files were ingested from another folder or by another reader too; forget that as well")
+        click.echo(f"{kept:,} stay: their files were ingested from another folder or by another reader too; forget that too")
 
 
 @pool.command("quarantine")
@@ -314,7 +314,8 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print result.json.")
 def medqbench(
     data: Path, split: str, base_url: str, name: str, models_file: Path, judge_url: str, judge_model: str, rounds: int,
-    templates: Path, runs: int, temperature: float, max_tokens: int, concurrency: int, columns: tuple, out: Path, as_json: bool,
+    templates: Path, runs: int, temperature: float, max_tokens: int, concurrency: int, columns: tuple, out: Path,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Run models on MedQ-Bench or MedQ-Deg and print the result beside the published rows. The same command goes on
     where a killed one was. Keys: ENGINE_API_KEY for the model, JUDGE_API_KEY for the judge.
@@ -337,7 +338,8 @@ def medqbench(
         for note in release.notes:
             say(f"note: {note}")
         with ray_session(out / phase.LOG):
-            phase.bench(out, release, models, judge, phase.Protocol(wording, runs, temperature, max_tokens, rounds=rounds))
+            protocol = phase.Protocol(wording, runs, temperature, max_tokens, rounds=rounds)
+            phase.bench(out, release, models, judge, protocol)
     click.echo((out / ("result.json" if as_json else "table.txt")).read_text())
 
 

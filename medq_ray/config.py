@@ -218,7 +218,10 @@ HARDWARE_FIELDS = {
 }  # fmt: skip
 
 
-ADDRESSES = (("engine", "base_url"), ("oracle", "base_url"), ("judge", "base_url"), ("judge", "templates"), ("pool", "path"))
+ADDRESSES = (
+    *(("engine", "base_url"), ("oracle", "base_url"), ("judge", "base_url")),
+    *(("judge", "templates"), ("pool", "path")),
+)
 """Of these only whether there is one decides results."""
 
 

@@ -262,7 +262,8 @@ class Loop:
     def evolve(self, t: int, checkpoint: Path) -> Step:
         reviewed = self.done(t, "review")
         earlier = self.done(t - 1, "evolve") if t > 0 else None
-        start = checkpoint if self.config.evolve.start_from == "last" else resolve_checkpoint(self.config.engine.checkpoint)
+        base = resolve_checkpoint(self.config.engine.checkpoint)
+        start = checkpoint if self.config.evolve.start_from == "last" else base
         return self.step(
             f"iter-{t:02d}/evolve",
             lambda folder: evolve(
@@ -278,7 +279,8 @@ class Loop:
                 held_out=set(self.held_out),
             ),
             sections=("evolve",),
-            inputs={"review": reviewed.fingerprint, "checkpoint": self.models.base if earlier is None else earlier.fingerprint},
+            inputs={"review": reviewed.fingerprint,
+                    "checkpoint": self.models.base if earlier is None else earlier.fingerprint},  # fmt: skip
         )
 
     def summarise(self, t: int, last: bool) -> dict:
@@ -342,7 +344,8 @@ def claimed(run_dir: Path, config: Config) -> Iterator[None]:
         if path.exists() and any(run_dir.rglob(MANIFEST)):  # before the first finished step, settings bind nothing
             before = settings.identity(settings.load(path))
             if before != now:
-                raise ValueError(f"{run_dir} was made with {difference(before, now)}; use another --run-dir or the same settings")
+                hint = "use another --run-dir or the same settings"
+                raise ValueError(f"{run_dir} was made with {difference(before, now)}; {hint}")
         else:
             temporary = path.with_name("run.yaml.tmp")
             temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -60,7 +60,8 @@ class Models:
         engine, name = self.config.engine, f"iteration-{t}"
 
         def start() -> Endpoint:
-            url = engine.base_url or servers.enter_context(serve_checkpoint(folder, name, engine, app=f"{name}-{self.tag}"))
+            app = f"{name}-{self.tag}"
+            url = engine.base_url or servers.enter_context(serve_checkpoint(folder, name, engine, app=app))
             identity = self.base if t == 0 else digest_folder(folder)  # of an 8B model: 16 GB to read
             return self.endpoint(url, name, identity, ENGINE_KEY)
 

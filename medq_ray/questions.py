@@ -53,7 +53,8 @@ def how(modality: str, general: bool, rng: np.random.Generator) -> tuple[str, li
     """(text, options): severity of the degradation, or overall grade when `general`; order drawn from `rng`."""
     name = MODALITY_NAMES[modality]
     levels = GRADES if general else SEVERITIES
-    text = f"How good is the quality of this {name} image?" if general else f"How severe is the degradation of this {name} image?"
+    asked = "How good is the quality" if general else "How severe is the degradation"
+    text = f"{asked} of this {name} image?"
     return text, [levels[i] for i in rng.permutation(len(levels))]
 
 

@@ -60,7 +60,8 @@ def models_of(base_url: str | None, name: str | None, file: Path | None, concurr
         rows = yaml.safe_load(file.read_text()) if file else rows
         found = [Endpoint(**{"key_from": "ENGINE_API_KEY"} | row, concurrency=concurrency) for row in rows]
     except (yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"{file}: expected a YAML list of {{model, base_url, key_from}} ({one_line(error)})") from error
+        expected = "expected a YAML list of {model, base_url, key_from}"
+        raise ValueError(f"{file}: {expected} ({one_line(error)})") from error
     if not found or len(set(map(folder_of, found))) < len(found):
         raise ValueError(f"{file}: expected one or more models with different names")
     for endpoint in found:
@@ -126,8 +127,8 @@ def run_model(
     completions = pa.concat_tables(said.values())
     check_tokens(completions)
     write_table(folder / "completions.parquet", completions, COMPLETION)
-    result = {"model": endpoint.model, "release": release.name, "split": release.split, "wording": protocol.wording.label,
-              "runs": protocol.runs, "temperature": protocol.temperature, "seed": protocol.seed, "sight": sight,
+    result = {"model": endpoint.model, "release": release.name, "split": release.split,
+              "wording": protocol.wording.label, "runs": protocol.runs, "temperature": protocol.temperature, "seed": protocol.seed, "sight": sight,
               "failed": pc.sum(pc.not_equal(completions["error"], "")).as_py(), "notes": release.notes,
               **dict.fromkeys(("perception", *JUDGED))}  # fmt: skip
     if "perception" in tasks:
@@ -161,7 +162,8 @@ def prompts_of(questions: pa.Table, letters: str, wording: Wording) -> pa.Table:
     rows = []
     for question in questions.to_pylist():
         uris = [uri for uri in (question["uri"], question["second_uri"]) if uri]
-        rows.append({"question_id": question["question_id"], "uris": uris, "prompt": text_of(question, letters, wording)})
+        text = text_of(question, letters, wording)
+        rows.append({"question_id": question["question_id"], "uris": uris, "prompt": text})
     return pa.Table.from_pylist(rows, schema=PROMPT)
 
 

@@ -49,7 +49,8 @@ def judged(
     for row in judgements.to_pylist():
         scores[row["question_id"]][row["axis"]] += [] if row["score"] is None else [row["score"]]
     return {
-        (row["question_id"], row["run"]): outcome(scores[f"{row['question_id']}/{row['run']}"], settings) for row in runs
+        (row["question_id"], row["run"]): outcome(scores[f"{row['question_id']}/{row['run']}"], settings)
+        for row in runs
     }
 
 

@@ -50,19 +50,20 @@ def rates(scores: pa.Table, crossings: Sequence[str] = ()) -> dict[str, dict]:
     for row in scores.to_pylist():
         for name in crossed(row["capabilities"], crossings) if crossings else row["capabilities"]:
             groups[name].append(row)
-    return {name: rate(rows) for name, rows in sorted(groups.items()) if any(row["error_rate"] is not None for row in rows)}
+    known = {name: [row for row in rows if row["error_rate"] is not None] for name, rows in sorted(groups.items())}
+    return {name: rate(rows) for name, rows in known.items() if rows}
 
 
 def crossed(capabilities: list[str], crossings: Sequence[str]) -> list[str]:
     """'kind:what x modality:ct' of a question, for each crossing 'kind x modality' of which it has both axes."""
     value = dict(capability.split(":", 1) for capability in capabilities)
     axes = [tuple(axis.strip() for axis in crossing.split(" x ")) for crossing in crossings]
-    return [" x ".join(f"{axis}:{value[axis]}" for axis in pair) for pair in axes if all(axis in value for axis in pair)]
+    there = [pair for pair in axes if all(axis in value for axis in pair)]
+    return [" x ".join(f"{axis}:{value[axis]}" for axis in pair) for pair in there]
 
 
 def rate(rows: list[dict]) -> dict:
-    """Eq. 1 of one capability."""
-    rows = [row for row in rows if row["error_rate"] is not None]
+    """Eq. 1 of one capability; rows: schema.SCORE with an error rate."""
     failed = sum(row["failure"] for row in rows)
     single = []
     for run in range(max(len(row["right"]) for row in rows)):

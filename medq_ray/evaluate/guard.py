@@ -32,8 +32,8 @@ SURE = 2.0
 def check_sight(prompts: pa.Table, answer: Answer, label: str) -> dict:
     """{probes, image_tokens (least, null where the endpoint counts no prompt tokens), grey, again: mean changes}.
 
-    prompts: schema.PROMPT of the evaluation; a few of them are asked greedily. Raises EndpointError when the endpoint is
-    blind.
+    prompts: schema.PROMPT of the evaluation; a few of them are asked greedily. Raises EndpointError when the endpoint
+    is blind.
     """
     for count in PROBES:
         rows = probes(prompts, count)
@@ -44,7 +44,7 @@ def check_sight(prompts: pa.Table, answer: Answer, label: str) -> dict:
             for true, grey, again in zip(seen["true"], seen["grey"], seen["again"], strict=True)
             if not (true["error"] or grey["error"] or again["error"])
         ]
-        grey, again = (float(np.mean(values)) if values else 0.0 for values in ([p[0] for p in pairs], [p[1] for p in pairs]))
+        grey, again = np.mean(pairs, axis=0).tolist() if pairs else (0.0, 0.0)
         if again <= FLOOR:
             break
     if pairs and not looks(np.array(pairs)):
@@ -87,7 +87,7 @@ def least_tokens(seen: dict[str, list[dict]]) -> int | None:
     least = min((true - none for true, none in tokens), default=None)
     if least is not None and least <= 0:
         longest = max(true for true, _ in tokens)
-        raise EndpointError(f"the endpoint does not see images: its prompts are as long without them ({longest} tokens)")
+        raise EndpointError(f"the endpoint does not see images: prompts are as long without them ({longest} tokens)")
     return least
 
 

@@ -90,8 +90,9 @@ def evaluate_endpoint(
     questions = with_image(questions, split, images).sort_by("question_id")
     sight = check_sight(prompts(questions), answer, split)
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
-    completions, scores = measure(folder, "", questions, several(config), f"{split} x {config.evaluate.runs}", config=config,
-                                  answer=answer, ask_judge=ask_judge, patient_of=patient_of)  # fmt: skip
+    label = f"{split} x {config.evaluate.runs}"
+    completions, scores = measure(folder, "", questions, several(config), label, config=config, answer=answer,
+                                  ask_judge=ask_judge, patient_of=patient_of)  # fmt: skip
     found_weak(folder, questions, completions, scores, config)
     metrics = {split: accuracy(scores), "sight": sight}
     write_json(folder / "metrics.json", metrics)

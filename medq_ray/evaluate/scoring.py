@@ -182,5 +182,7 @@ def accuracy(scores: pa.Table) -> dict:
     tables = {
         f"by_{axis}": {value: rated(own) for value, own in sorted(values.items())} for axis, values in groups.items()
     }
-    lost = {name: round(sum(row[name] for row in perception) / runs, 6) if runs else None for name in ("unparsed", "failed")}
+    lost = {
+        name: round(sum(row[name] for row in perception) / runs, 6) if runs else None for name in ("unparsed", "failed")
+    }
     return rated(map(share_right, perception)) | lost | tables

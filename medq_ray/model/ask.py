@@ -52,7 +52,8 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
             bar.update(answered.num_rows)
     given = Cache(cache)
     if errors and len(given) == 0:  # a wrong parameter or server, and no fact about the model
-        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {next(iter(errors.values()))}")
+        first = next(iter(errors.values()))
+        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {first}")
     return completions(prompts["question_id"], keys, errors, endpoint.model, sampling, given)
 
 
@@ -84,7 +85,8 @@ def completions(
         for question, key in part:
             choices = [Choice("", error=errors[key])] * sampling.n if key in errors else cache.get(key)
             for run, choice in enumerate(choices):
-                rows.append({"question_id": question, "run": run} | sent | dict(zip(names, astuple(choice), strict=True)))
+                said = dict(zip(names, astuple(choice), strict=True))
+                rows.append({"question_id": question, "run": run} | sent | said)
         tables.append(pa.Table.from_pylist(rows, schema=COMPLETION))
     return pa.concat_tables([COMPLETION.empty_table(), *tables])
 

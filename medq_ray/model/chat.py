@@ -190,7 +190,8 @@ class Client:
         import openai
 
         for attempt in range(1, self.endpoint.retries + 2):
-            wait, limited, hung = min(BACKOFF * 2 ** (attempt - 1), BACKOFF_LIMIT) * random.uniform(0.5, 1), False, False
+            wait = min(BACKOFF * 2 ** (attempt - 1), BACKOFF_LIMIT) * random.uniform(0.5, 1)
+            limited = hung = False
             try:
                 choices = await self._request(messages, sampling)
                 self.answered = True

@@ -41,7 +41,8 @@ BLANK = asdict(Row(""))
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
 START_SECONDS = 120.0
-"""Until a child has loaded its libraries and those of its first source's reader: about a second, but on a busy machine many; it is no file's fault."""
+"""Until a child has loaded its libraries and those of its first source's reader: about a second, but on a busy machine
+many; it is no file's fault."""
 DYING_SECONDS = 5
 """From the end of a child's answers to its own, our choice; then it is killed."""
 

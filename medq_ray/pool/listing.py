@@ -205,8 +205,8 @@ def unfit(row: Row) -> str:
 
 
 def passed_over(pool: Pool, root: Path, listed: pa.Table) -> Counter:
-    """Suffix -> files below `root` that the reader did not take for images, the pool's own apart; a long suffix could be
-    anything. Links to folders, which are not followed, count too."""
+    """Suffix -> files below `root` that the reader did not take for images, the pool's own apart; a long suffix could
+    be anything. Links to folders, which are not followed, count too."""
     taken = set(pc.unique(listed["uri"]).to_pylist())
     files = (path for path in walk(root) if not path.is_relative_to(pool.root))
     suffixes = (path.suffix.lower() for path in files if str(path).encode("utf-8", "replace").decode() not in taken)

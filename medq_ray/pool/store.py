@@ -287,7 +287,8 @@ def chosen_salt() -> str:
     """The salt of MEDQ_SALT, '' where it is not set. Raises ValueError for one that hides nobody."""
     salt = os.environ.get(SALT, "").strip()
     if SALT in os.environ and len(salt) < SHORTEST:
-        raise ValueError(f"{SALT} has fewer than {SHORTEST} letters: whoever guesses it can tell the patients; unset it or use a longer one")
+        why = f"{SALT} has fewer than {SHORTEST} letters: whoever guesses it can tell the patients"
+        raise ValueError(f"{why}; unset it or use a longer one")
     if not salt.isascii() or len(salt) > hashlib.blake2b.MAX_KEY_SIZE:
         raise ValueError(f"{SALT}: expected at most {hashlib.blake2b.MAX_KEY_SIZE} ASCII letters")
     return salt
@@ -324,8 +325,8 @@ def write_quarantine(pool: Pool, rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def quarantined(pool: Pool) -> list[tuple[str, str, str, str]]:
-    """(path, key, step, reason) of what is in quarantine.parquet, by path. Raises ValueError before the first ingest has
-    ended."""
+    """(path, key, step, reason) of what is in quarantine.parquet, by path. Raises ValueError before the first ingest
+    has ended."""
     if not (pool.root / "quarantine.parquet").exists():
         raise ValueError(f"{pool.root}: no ingest has ended yet; finish it by giving its command again")
     listed = pool.listed()

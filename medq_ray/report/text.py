@@ -94,12 +94,14 @@ def iteration_table(summary: dict) -> str:
 
 def metrics_table(model: str, split: str, metrics: dict) -> str:
     """One evaluation for the terminal; metrics: of `evaluate.scoring.accuracy`."""
-    lines = [f"{model} on {split}: accuracy in % with 95 % intervals", "", f"  {'perception':<28}{cell_text(metrics):>19}{metrics['n']:>7}"]
+    lines = [f"{model} on {split}: accuracy in % with 95 % intervals", ""]
+    lines.append(f"  {'perception':<28}{cell_text(metrics):>19}{metrics['n']:>7}")
     for axis in ("kind", "modality", "severity", "scope"):
         lines.append("")
         for value, cell in metrics[f"by_{axis}"].items():
             lines.append(f"  {capability_words(f'{axis}:{value}'):<28}{cell_text(cell):>19}{cell['n']:>7}")
-    lines += ["", f"  runs without a readable letter {percent(metrics['unparsed'])} %, without an answer {percent(metrics['failed'])} %"]
+    unparsed, failed = percent(metrics["unparsed"]), percent(metrics["failed"])
+    lines += ["", f"  runs without a readable letter {unparsed} %, without an answer {failed} %"]
     return "\n".join(lines)
 
 

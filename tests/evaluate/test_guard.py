@@ -53,7 +53,7 @@ def test_who_sees_passes_even_if_every_answer_is_the_same_letter(prompts):
 
 
 def test_an_endpoint_whose_prompts_are_as_long_without_images_is_blind(prompts):
-    with pytest.raises(EndpointError, match="does not see images: its prompts are as long without them"):
+    with pytest.raises(EndpointError, match="does not see images: prompts are as long without them"):
         check_sight(prompts, Endpoint(counts=False), "dev")
 
 
