@@ -114,12 +114,14 @@ def run_model(
     answer = asker(endpoint, out / "cache" / folder.name)
     tasks = {task: questions for task, questions in release.tables.items() if task == "perception" or judge_endpoint}
     write_table(folder / "dropped.parquet", release.dropped, DROP)
+    if not tasks:
+        raise ValueError(f"this release has only {', '.join(release.tables)} questions, which need --judge-url")
     questions = pa.concat_tables(tasks.values())
     write_table(folder / "questions.parquet", questions, BENCH_QUESTION)
     prompts = {task: prompts_of(own, LETTERS[release.name], protocol.wording) for task, own in tasks.items()}
-    sight = check_sight(next(iter(prompts.values())), answer, "sight")
     sampling = Sampling(n=protocol.runs, temperature=protocol.temperature, max_tokens=protocol.max_tokens,
                         seed=protocol.seed, logprobs=True)  # fmt: skip
+    sight = check_sight(next(iter(prompts.values())), answer, sampling, release.split)
     said = {
         task: answer(own, sampling if task == "perception" else replace(sampling, n=1), f"{release.split} {task}")
         for task, own in prompts.items()

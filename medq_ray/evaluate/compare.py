@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from medq_ray.artifacts import read_table
-from medq_ray.evaluate.scoring import Z95, share_right
+from medq_ray.evaluate.scoring import Z95
 from medq_ray.schema import PERCEPTION_KINDS
 
 SIGNIFICANT = 0.05
@@ -50,7 +50,9 @@ def compare(before: pa.Table, after: pa.Table) -> dict:
     """`paired` of the perception questions of two schema.SCORE tables, after minus before, and 'capabilities': the
     same of each capability, with p_holm, adjusted for looking at all of them, and moved ('up', 'down' or '').
 
-    Raises ValueError when the tables are of different questions.
+    Runs without an answer say something about the endpoint only: shares are of the others, and questions without any
+    answer in one of the tables are left out and counted as 'unanswered'. Raises ValueError when the tables are of
+    different questions, or have none to compare.
     """
     rows = [
         {row["question_id"]: row for row in table.to_pylist() if row["kind"] in PERCEPTION_KINDS}
@@ -59,12 +61,16 @@ def compare(before: pa.Table, after: pa.Table) -> dict:
     if rows[0].keys() != rows[1].keys():
         odd = min(rows[0].keys() ^ rows[1].keys())
         raise ValueError(f"the two score tables are of different questions; only one has {odd}")
+    unanswered = [name for name in rows[0] if any(table[name]["error_rate"] is None for table in rows)]
+    for table in rows:
+        for name in unanswered:
+            del table[name]
     if not rows[0]:
         raise ValueError("the two score tables have no perception questions to compare")
     every: list[tuple[str, float]] = []
     groups: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for name, row in sorted(rows[1].items()):
-        every.append((row["patient"], share_right(row) - share_right(rows[0][name])))
+        every.append((row["patient"], rows[0][name]["error_rate"] - row["error_rate"]))
         for capability in row["capabilities"]:
             groups[capability].append(every[-1])
     found = {capability: paired(changes) for capability, changes in sorted(groups.items())}
@@ -73,7 +79,7 @@ def compare(before: pa.Table, after: pa.Table) -> dict:
         worst = max(worst, min(1.0, row["p_mcnemar"] * (len(found) - rank)))  # Holm
         row["p_holm"] = worst
         row["moved"] = "" if worst >= SIGNIFICANT else "up" if row["difference"] > 0 else "down"
-    return paired(every) | {"capabilities": found}
+    return paired(every) | {"unanswered": len(unanswered), "capabilities": found}
 
 
 def scores_of(folder: Path, split: str) -> pa.Table:
@@ -85,7 +91,7 @@ def scores_of(folder: Path, split: str) -> pa.Table:
     for path in (folder / name, folder / "evaluate" / name, folder / "scores.parquet"):
         if path.exists():
             return read_table(path)
-    raise ValueError(f"{folder}: no {name} there; give an iteration, its evaluate folder or a benchmark's output")
+    raise ValueError(f"{folder}: no {name} there; give an iteration, its evaluate folder or a model's of a benchmark")
 
 
 def describe(result: dict, most: int = 12) -> str:
@@ -107,4 +113,6 @@ def describe(result: dict, most: int = 12) -> str:
         f"  {moved} of {len(found)} capabilities moved (+ up, - down): p below {SIGNIFICANT}, McNemar's adjusted for "
         f"{len(found)} looks (Holm)"
     )
+    if result["unanswered"]:
+        lines.append(f"  {result['unanswered']} questions without an answer in one of the two are left out")
     return "\n".join(lines)

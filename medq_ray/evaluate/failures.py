@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medq_ray.evaluate.scoring import letter_in, wilson
 from medq_ray.questions import LETTERS
@@ -20,21 +21,26 @@ def in_words(question: dict, answer: str) -> str:
 def failures(questions: pa.Table, completions: pa.Table, scores: pa.Table) -> pa.Table:
     """The failure pool as schema.FAILURE, sorted by question_id: failed questions with expected and given answer.
 
-    `given` is the most frequent reply of the runs, the alphabetically first among equals; letters appear as the
+    `given` is the most frequent wrong answer of the runs, the alphabetically first among equals; letters appear as the
     options that they stand for, since a letter means nothing outside its question.
     """
-    error_rate = {row["question_id"]: row["error_rate"] for row in scores.to_pylist() if row["failure"]}
+    failed = {row["question_id"]: row for row in scores.to_pylist() if row["failure"]}
+    asked = {row["question_id"]: row for row in questions.to_pylist()}
     replies: dict[str, Counter] = defaultdict(Counter)
-    for row in completions.select(["question_id", "text"]).to_pylist():
-        replies[row["question_id"]][row["text"]] += 1
+    names = pa.array(sorted(failed), pa.string())
+    wanted = completions.filter(pc.is_in(completions["question_id"], names)).select(["question_id", "run", "text"])
+    for row in wanted.to_pylist():
+        name = row["question_id"]
+        if failed[name]["right"][row["run"]] is False:
+            replies[name][in_words(asked[name], row["text"])] += 1
     rows = []
     for question in questions.sort_by("question_id").to_pylist():
         name = question["question_id"]
-        if name in error_rate:
+        if name in failed:
             given = min(replies[name].items(), key=lambda item: (-item[1], item[0]))[0]
             row = {field: question[field] for field in FAILURE.names if field in question}
-            row |= {"expected": in_words(question, question["answer"]), "given": in_words(question, given)}
-            rows.append(row | {"error_rate": error_rate[name]})
+            row |= {"expected": in_words(question, question["answer"]), "given": given}
+            rows.append(row | {"error_rate": failed[name]["error_rate"]})
     return pa.Table.from_pylist(rows, schema=FAILURE)
 
 

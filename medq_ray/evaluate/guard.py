@@ -29,15 +29,15 @@ SURE = 2.0
 """Standard errors by which a grey image must change the answers of a restless endpoint more than asking again does."""
 
 
-def check_sight(prompts: pa.Table, answer: Answer, label: str) -> dict:
+def check_sight(prompts: pa.Table, answer: Answer, sampling: Sampling, label: str) -> dict:
     """{probes, image_tokens (least, null where the endpoint counts no prompt tokens), grey, again: mean changes}.
 
-    prompts: schema.PROMPT of the evaluation; a few of them are asked greedily. Raises EndpointError when the endpoint
-    is blind.
+    prompts, sampling: of the evaluation; a few of the prompts are asked greedily. Raises EndpointError when the
+    endpoint is blind, and when it refuses all of them: it would refuse the others, too.
     """
     for count in PROBES:
         rows = probes(prompts, count)
-        seen = look(rows, answer, label)
+        seen = look(rows, answer, replace(sampling, n=1, temperature=0.0, seed=0, logprobs=True), label)
         least = least_tokens(seen)
         pairs = [
             (change(true, grey), change(true, again))
@@ -47,6 +47,9 @@ def check_sight(prompts: pa.Table, answer: Answer, label: str) -> dict:
         grey, again = np.mean(pairs, axis=0).tolist() if pairs else (0.0, 0.0)
         if again <= FLOOR:
             break
+    if rows and not pairs:
+        reason = next(row["error"] for kind in ("true", "grey", "again") for row in seen[kind] if row["error"])
+        raise EndpointError(f"the endpoint answers no question with an image: {reason}")
     if pairs and not looks(np.array(pairs)):
         raise EndpointError(
             f"the endpoint does not look at images: a grey image changes its answers by {grey:.3f}, asking again by "
@@ -64,13 +67,12 @@ def looks(pairs: np.ndarray) -> bool:
     return bool(more.mean() > SURE * error)
 
 
-def look(rows: list[dict], answer: Answer, label: str) -> dict[str, list[dict]]:
+def look(rows: list[dict], answer: Answer, greedy: Sampling, label: str) -> dict[str, list[dict]]:
     """The completions of some prompts with their image ('true'), with it 'again', with a 'grey' one and with 'none'."""
     with tempfile.TemporaryDirectory() as folder:
         grey = [row | {"uris": [blank(uri, Path(folder)) for uri in row["uris"]]} for row in rows]
         asked = {"true": rows, "grey": grey, "none": [row | {"uris": []} for row in rows], "again": rows}
         first = [named(kind, row) for kind, own in asked.items() if kind != "again" for row in own]
-        greedy = Sampling(n=1, temperature=0.0, max_tokens=32)
         said = by_name(answer(pa.Table.from_pylist(first, schema=PROMPT), greedy, f"{label}: sight"))
         second = pa.Table.from_pylist([named("again", row) for row in rows], schema=PROMPT)
         said |= by_name(answer(second, replace(greedy, seed=1), f"{label}: sight, again"))

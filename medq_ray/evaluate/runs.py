@@ -88,7 +88,7 @@ def evaluate_endpoint(
     images = world.images.filter(pc.equal(world.images["split"], split))
     questions = world.questions.filter(pc.is_in(world.questions["image_id"], images["image_id"].combine_chunks()))
     questions = with_image(questions, split, images).sort_by("question_id")
-    sight = check_sight(prompts(questions), answer, split)
+    sight = check_sight(prompts(questions), answer, several(config), split)
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
     label = f"{split} x {config.evaluate.runs}"
     completions, scores = measure(folder, "", questions, several(config), label, config=config, answer=answer,
@@ -120,7 +120,7 @@ def evaluate(
     """
     settings = config.evaluate
     dev, test = (with_image(split, name, images) for split, name in ((dev, "dev"), (test, "test")))
-    sight = check_sight(prompts(dev), answer, "dev")
+    sight = check_sight(prompts(dev), answer, several(config), "dev")
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
 
     means = {"config": config, "answer": answer, "ask_judge": ask_judge, "patient_of": patient_of}

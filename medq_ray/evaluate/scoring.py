@@ -69,7 +69,7 @@ def correctness(question: dict, completion: dict) -> Outcome:
     if question["kind"] != "description":
         letter, expected = letter_in(completion["text"], question), question["answer"]
         if letter is None:  # official: a reply in words is right where the answer is in the same words
-            return (True, "right") if completion["text"].strip() == expected else (False, "unparsed")
+            return (True, "right") if completion["text"].strip().upper() == expected.upper() else (False, "unparsed")
         return (True, "right") if letter == expected else (False, f"wrong: {letter}, not {expected}")
     given, reference = read_description(completion["text"]), read_description(question["answer"])
     if reference is None:

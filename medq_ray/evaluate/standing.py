@@ -30,6 +30,8 @@ TITLES = {
     "description": "Description, 0 to 2 each",
     "comparison": "Comparison, 0 to 2 each",
 }
+UNANSWERED = 0.01
+"""Share of runs without an answer above which a score says more of the endpoint than of the model. Our choice."""
 DIGITS = {"perception": 2, "description": 3, "comparison": 3}
 """As published. Scores are rounded to them before they are ranked: equal counts of right answers rank equal."""
 NAME, CELL, GAP = 28, 10, 2
@@ -79,6 +81,8 @@ def place(result: dict, task: str) -> dict:
         return {"rank": None, "reason": "own wording, not comparable with published scores"}
     if own is None:
         return {"rank": None, "reason": "no score"}
+    if task == "perception" and (lost := result[task].get("failed") or 0.0) > UNANSWERED:
+        return {"rank": None, "reason": f"{lost:.0%} of the runs have no answer; see `failed` in result.json"}
     published = [scores[-1] for row in ROWS if row.ranked and (scores := getattr(row, task))]
 
     def rank(value: float) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray import console
-from medq_ray.model.asker import Asker
+from medq_ray.model.asker import HOPELESS, Asker
 from medq_ray.model.cache import Cache, request_key
 from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
@@ -35,7 +35,7 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
     Returns COMPLETION rows sorted by (question_id, run). An unreadable image, a refused request and a question that
     nothing came of give rows with an error; two questions with the same images and prompt are one request. Needs a
     running Ray only when something is left to ask. Raises EndpointError (one line) when the endpoint cannot be used, or
-    has never answered anything; answers given until then are in the folder `cache`, which is this endpoint's alone.
+    answers none of many questions; answers given until then are in the folder `cache`, which is this endpoint's alone.
     """
     prompts = prompts.select(PROMPT.names).sort_by("question_id")
     keys = request_keys(prompts, endpoint, sampling)
@@ -51,7 +51,9 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
             errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
             bar.update(answered.num_rows)
     given = Cache(cache)
-    if errors and len(given) == 0:  # a wrong parameter or server, and no fact about the model
+    asked = set(keys.to_pylist())
+    if errors and len(errors) == len(asked) and (len(asked) >= HOPELESS or len(given) == 0):
+        # a wrong parameter or server, and no fact about the model; a few questions may well be refused each
         first = next(iter(errors.values()))
         raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {first}")
     return completions(prompts["question_id"], keys, errors, endpoint.model, sampling, given)

@@ -27,7 +27,7 @@ ANSWERED = pa.schema(
 )
 CULPRIT = "culprit: the engine went down twice when only this question was asked"
 HOPELESS = 32
-"""Questions in a row without an answer after which an endpoint that answers only small talk counts as unusable."""
+"""Questions without an answer after which an endpoint that has answered none but small talk counts as unusable."""
 POLL = 0.05
 """Seconds between two looks whether all requests in flight have ended."""
 
@@ -49,7 +49,8 @@ class Asker:
         self.slots = asyncio.Semaphore(endpoint.concurrency)
         self.gate = asyncio.Event()
         self.gate.set()
-        self.flying, self.failed = 0, 0
+        self.flying, self.failed, self.answered = 0, 0, 0
+        self.greeting, self.greeted = asyncio.Lock(), False
         self.suspects: list[Suspect] = []
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -76,10 +77,12 @@ class Asker:
         error = next((choice.error for choice in choices if choice.error), "")
         if not error or error == CULPRIT:
             self.cache.put(key, choices)
+            self.answered += not error
         return error
 
     async def ask(self, content: list[dict]) -> list[Choice]:
         """The choices of one request. Raises EndpointError."""
+        await self.greet()
         await self.gate.wait()
         self.flying += 1
         try:
@@ -96,26 +99,35 @@ class Asker:
             await self.rescue()
         return await suspect.outcome
 
+    async def greet(self) -> None:
+        """Look once whether the endpoint is there: one that is and goes down over the first questions is restarting."""
+        async with self.greeting:
+            if not self.greeted:
+                await self.client.alive()
+                self.greeted = True
+
     def unanswered(self, error: Unanswered) -> list[Choice]:
         """A failed question. Raises EndpointError when there are many and nothing else."""
         self.failed += 1
-        if self.failed >= HOPELESS and len(self.cache) == 0:
+        if self.failed >= HOPELESS and not self.answered:
             raise EndpointError(f"{self.client.endpoint.base_url} answered none of {self.failed} questions: {error}")
         return [Choice("", error=str(error))] * self.sampling.n
 
     async def rescue(self) -> None:
         """Get the suspects answered, once the engine is back; then let the others go on."""
-        while self.flying:
-            await asyncio.sleep(POLL)
-        suspects, self.suspects = self.suspects, []
+        reason = EndpointError("the search for the question that brings the engine down was broken off")
         try:
+            while self.flying:
+                await asyncio.sleep(POLL)
             await self.client.revive()
-            await self.halve(suspects)
+            await self.halve(self.suspects)
         except EndpointError as error:
-            for suspect in suspects:
+            reason = error
+        finally:  # whoever waits is told, also when this was cancelled
+            for suspect in self.suspects:
                 if not suspect.outcome.done():
-                    suspect.outcome.set_exception(error)
-        finally:
+                    suspect.outcome.set_exception(reason)
+            self.suspects = []
             self.gate.set()
 
     async def halve(self, suspects: list[Suspect]) -> None:

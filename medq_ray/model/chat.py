@@ -119,14 +119,14 @@ def read_reply(body: str) -> list[Choice]:
         usage = data.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
         facts = {
-            "prompt_tokens": usage.get("prompt_tokens"),
-            "image_tokens": (details.get("multimodal_tokens") or {}).get("image", details.get("image_tokens")),
-            "served_model": data.get("model") or "",
-            "fingerprint": data.get("system_fingerprint") or "",
+            "prompt_tokens": whole(usage.get("prompt_tokens")),
+            "image_tokens": whole((details.get("multimodal_tokens") or {}).get("image", details.get("image_tokens"))),
+            "served_model": legible(data.get("model") or ""),
+            "fingerprint": legible(data.get("system_fingerprint") or ""),
         }
         choices = [read_choice(choice, facts) for choice in sorted(data["choices"], key=lambda c: c.get("index", 0))]
         if len(choices) == 1 and choices[0].tokens is None:
-            choices = [replace(choices[0], tokens=usage.get("completion_tokens"))]
+            choices = [replace(choices[0], tokens=whole(usage.get("completion_tokens")))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"no chat completion: {body[:60]!r}") from error
     if not choices:
@@ -134,15 +134,28 @@ def read_reply(body: str) -> list[Choice]:
     return choices
 
 
+def whole(number: object) -> int | None:
+    """A count, None for anything else."""
+    return number if type(number) is int and 0 <= number < 1 << 31 else None
+
+
+def legible(text: object) -> str:
+    """A text that a table can hold: halves of surrogate pairs, as of an emoji cut in two, become '?'. Raises TypeError
+    for anything but a text."""
+    if not isinstance(text, str):
+        raise TypeError("no text")
+    return text.encode("utf-8", "replace").decode()
+
+
 def read_choice(choice: dict, facts: dict) -> Choice:
     content = (choice.get("logprobs") or {}).get("content") or []
     message = choice["message"]
     return Choice(
-        text=message["content"] or "",
+        text=legible(message["content"] or ""),
         entropy=-math.fsum(token["logprob"] for token in content) / len(content) if content else None,
         tokens=len(content) or None,
-        finish_reason=choice.get("finish_reason") or "",
-        error="refused: " + message["refusal"] if message.get("refusal") else "",
+        finish_reason=legible(choice.get("finish_reason") or ""),
+        error="refused: " + legible(message["refusal"]) if message.get("refusal") else "",
         **facts,
     )
 
@@ -232,6 +245,7 @@ class Client:
                 await asyncio.sleep(PROBE_PAUSE)
                 self.was_alive = await self._probe()
             self.probed = time.monotonic()
+            self.answered = self.answered or self.was_alive
             return self.was_alive
 
     async def _probe(self) -> bool:

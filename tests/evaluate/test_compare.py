@@ -67,6 +67,16 @@ def test_several_runs_count_by_their_shares():
     assert result["difference"] == pytest.approx((2 / 3 + 1 / 3) / 2) and (result["gained"], result["lost"]) == (2, 0)
 
 
+def test_what_the_endpoint_did_not_answer_changes_nothing():
+    """A hundred right answers, of which six are missing the second time."""
+    before = scores({f"q{i}": 0 for i in range(100)})
+    rows = before.to_pylist()
+    for row in rows[:6]:
+        row |= {"right": [None], "failed": 1, "error_rate": None}
+    result = compare(before, pa.Table.from_pylist(rows, schema=SCORE))
+    assert (result["difference"], result["n"], result["lost"], result["unanswered"]) == (0, 94, 0, 6)
+
+
 def test_only_the_capability_that_moved_has_moved():
     """Forty capabilities of fifty questions of which half change at random; in one, all that change improve."""
     rng = np.random.default_rng(0)

@@ -14,8 +14,9 @@ def world(outcomes: dict[str, tuple[list[str], bool, list[str]]]):
         questions.append({"question_id": name, "image_id": "i" + name, "uri": "u", "kind": "what", "scope": "general",
                           "modality": "ct", "text": "What?", "options": ["blur", "ring"], "answer": "B",
                           "capabilities": vector})  # fmt: skip
+        right = [reply == "B" for reply in replies] if failed else [True] * len(replies)
         scores.append({"question_id": name, "kind": "what", "modality": "ct", "patient": "i" + name,
-                       "capabilities": vector, "right": [not failed] * len(replies), "unparsed": 0, "failed": 0,
+                       "capabilities": vector, "right": right, "unparsed": 0, "failed": 0,
                        "wrong": len(replies) if failed else 0, "error_rate": float(failed), "failure": failed})  # fmt: skip
         completions += [{"question_id": name, "run": run, "model": "m", "text": text, "entropy": None, "tokens": 1,
                          "finish_reason": "stop", "error": ""} for run, text in enumerate(replies)]  # fmt: skip
@@ -72,3 +73,9 @@ def test_the_failure_pool_holds_failed_questions_with_answers_in_words():
     assert pool.schema == FAILURE
     assert [(r["question_id"], r["expected"], r["given"]) for r in pool.to_pylist()] == [
         ("1", "ring", "hm"), ("2", "ring", "blur")]  # fmt: skip
+
+
+def test_the_given_answer_is_a_wrong_one_however_it_is_written():
+    """Right once and wrong in four ways of writing two options: neither the right one nor the alphabet decides."""
+    pool = failures(*world({"1": (["a:b"], True, ["B", "A", "A.", "zz", "(A)"])}))
+    assert [(row["expected"], row["given"]) for row in pool.to_pylist()] == [("ring", "blur")]

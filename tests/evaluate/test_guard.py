@@ -8,8 +8,10 @@ import pytest
 
 from medq_ray.evaluate.guard import GREY, check_sight, check_tokens, probes
 from medq_ray.images import encode_png, read_image
-from medq_ray.model.chat import EndpointError
+from medq_ray.model.chat import EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
+
+SAMPLING = Sampling(n=5, temperature=0.7, max_tokens=2048)
 
 
 @pytest.fixture
@@ -46,33 +48,33 @@ class Endpoint:
 
 
 def test_who_sees_passes_even_if_every_answer_is_the_same_letter(prompts):
-    found = check_sight(prompts, Endpoint(), "dev")
+    found = check_sight(prompts, Endpoint(), SAMPLING, "dev")
     assert found["probes"] == 8 and found["image_tokens"] == 16
     assert found["grey"] > 0 == found["again"]
-    assert check_sight(prompts, Endpoint(counts=None), "dev")["image_tokens"] is None
+    assert check_sight(prompts, Endpoint(counts=None), SAMPLING, "dev")["image_tokens"] is None
 
 
 def test_an_endpoint_whose_prompts_are_as_long_without_images_is_blind(prompts):
     with pytest.raises(EndpointError, match="does not see images: prompts are as long without them"):
-        check_sight(prompts, Endpoint(counts=False), "dev")
+        check_sight(prompts, Endpoint(counts=False), SAMPLING, "dev")
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
 def test_an_endpoint_that_does_not_look_is_blind_whatever_its_noise(prompts, noise):
     with pytest.raises(EndpointError, match="does not look at images"):
-        check_sight(prompts, Endpoint(sees=False, noise=noise), "dev")
+        check_sight(prompts, Endpoint(sees=False, noise=noise), SAMPLING, "dev")
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])
 def test_a_restless_endpoint_that_sees_passes(prompts, noise):
     """Pictures of another brightness change its answers by more than its noise does, on average."""
-    assert check_sight(prompts, Endpoint(noise=noise, contrast=5.0), "dev")["probes"] == 20
+    assert check_sight(prompts, Endpoint(noise=noise, contrast=5.0), SAMPLING, "dev")["probes"] == 20
 
 
 def test_without_logprobs_texts_decide(prompts):
     """One letter for every picture and no logprobs: nobody can tell it from a blind one."""
     with pytest.raises(EndpointError, match="does not look at images"):
-        check_sight(prompts, Endpoint(logprobs=False), "dev")
+        check_sight(prompts, Endpoint(logprobs=False), SAMPLING, "dev")
 
 
 def test_grey_pictures_have_the_size_of_the_true_ones_and_pictures_come_once(prompts):
@@ -85,7 +87,7 @@ def test_grey_pictures_have_the_size_of_the_true_ones_and_pictures_come_once(pro
             seen.setdefault(kind, []).append([read_image(uri) for uri in row["uris"]])
         return real(table, sampling, label)
 
-    check_sight(prompts, looked, "dev")
+    check_sight(prompts, looked, SAMPLING, "dev")
     assert all((pixels == GREY).all() and pixels.shape == (24, 32, 3) for (pixels,) in seen["grey"])
     assert len({pixels.tobytes() for (pixels,) in seen["true"]}) == 8 and seen["none"] == [[]] * 8
 
@@ -103,3 +105,27 @@ def test_an_answer_without_an_image_token_stops_the_run():
     with pytest.raises(EndpointError, match="1 of 3 answers were given without any image token"):
         check_tokens(pa.Table.from_pylist(rows, schema=COMPLETION))
     check_tokens(pa.Table.from_pylist([rows[2] | {"error": "HTTP 400"}], schema=COMPLETION))
+
+
+def test_probes_are_asked_greedily_and_as_long_as_the_evaluation(prompts):
+    asked = []
+
+    def endpoint(table, sampling, label):
+        asked.append(sampling)
+        return Endpoint()(table, sampling, label)
+
+    check_sight(prompts, endpoint, SAMPLING, "dev")
+    assert {(own.n, own.temperature, own.max_tokens) for own in asked} == {(1, 0.0, 2048)}
+
+
+def test_an_endpoint_that_refuses_every_image_is_told_and_not_scored(prompts):
+    """A text model behind vLLM: 'At most 0 image(s) may be provided'."""
+
+    def refusing(table, sampling, label):
+        rows = [{"question_id": row["question_id"], "run": 0, "text": "" if row["uris"] else "A",
+                 "error": "HTTP 400: at most 0 images" if row["uris"] else "", "prompt_tokens": 9}
+                for row in table.to_pylist()]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+    with pytest.raises(EndpointError, match="answers no question with an image: HTTP 400: at most 0 images"):
+        check_sight(prompts, refusing, SAMPLING, "dev")

@@ -75,7 +75,8 @@ def test_letters_that_a_longer_question_has_are_read_too():
 def test_words_are_right_where_the_answer_is_in_words():
     odd = question("q", answer="Yes")
     assert correctness(odd, completion("q", 0, " Yes")) == (True, "right")
-    assert correctness(odd, completion("q", 0, "yes")) == (False, "unparsed")
+    assert correctness(odd, completion("q", 0, "yes")) == (True, "right")  # official: in any case
+    assert correctness(odd, completion("q", 0, "Yes.")) == (False, "unparsed")
 
 
 def test_a_failed_request_is_its_own_outcome():

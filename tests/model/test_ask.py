@@ -95,6 +95,13 @@ def test_refusing_some_is_their_loss_and_refusing_all_is_the_endpoints(ray_local
     stub.fail(100, 400)
     with pytest.raises(EndpointError, match="answered nothing: HTTP 400"):
         ask(prompts, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "cache", "asking")
+    stub.fail(0, 400)
+    known = ask(prompts, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "known", "asking")
+    assert set(known["error"].to_pylist()) == {""}
+    stub.fail(100, 400)
+    many = write_prompts(tmp_path, 40).slice(6)  # the cache has answers to others
+    with pytest.raises(EndpointError, match="answered nothing: HTTP 400"):
+        ask(many, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "known", "asking")
     stub.fail(2, 400)
     errors = ask(prompts, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "cache", "asking")["error"].to_pylist()
     assert sum(error != "" for error in errors) == 2 * SAMPLING.n and len(errors) == 6 * SAMPLING.n

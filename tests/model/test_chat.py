@@ -103,6 +103,15 @@ def test_a_refused_request_is_an_error_of_every_choice(stub):
     assert all(choice.text == "" and choice.entropy is None for choice in reply)
 
 
+def test_what_no_table_can_hold_is_made_legible_or_refused():
+    """Half an emoji, a list for a text, a count that is none: none of it may reach the cache."""
+    half = {"choices": [{"message": {"content": "good \ud83d"}}], "usage": {"prompt_tokens": "many"}, "model": "m\udc00"}
+    (choice,) = read_reply(json.dumps(half))
+    assert (choice.text, choice.prompt_tokens, choice.served_model) == ("good ?", None, "m?")
+    with pytest.raises(Malformed):
+        read_reply(json.dumps({"choices": [{"message": {"content": [{"type": "text", "text": "A"}]}}]}))
+
+
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"choices": null}', '{"choices": [{}]}', '{"choices": []}', "<p>"])
 def test_malformed_bodies_are_told_apart(body):
     with pytest.raises(Malformed):

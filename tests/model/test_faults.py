@@ -84,6 +84,17 @@ def test_the_question_that_brings_an_engine_down_is_found_and_the_others_are_ans
 
 
 @pytest.mark.engine
+def test_a_culprit_among_the_first_questions_is_found_too(ray_local, tmp_path):
+    """Down for longer than all attempts last, before anything was answered."""
+    asked, _ = prompts(tmp_path, 12, (0,))
+    with running_stub("--latency", "0.3", "--down", "4") as stub:
+        endpoint = Endpoint(stub.url, "m", concurrency=12, retries=1)
+        table = ask(asked, endpoint, SAMPLING, tmp_path / "cache", "asking")
+    errors = {row["question_id"]: row["error"] for row in table.to_pylist() if row["error"]}
+    assert errors == {"q000": CULPRIT}
+
+
+@pytest.mark.engine
 def test_an_endpoint_that_stays_down_is_waited_for_and_then_told(ray_local, tmp_path):
     asked, _ = prompts(tmp_path, 40, deadly=(20,))
     with running_stub("--latency", "0.05", "--down", "600") as stub:
