@@ -67,7 +67,8 @@ def test_vllm_answers_five_times_with_logprobs_and_counts_image_tokens(vlm_endpo
     reply = ask(vlm_endpoint, "base", first, sampling)
     assert len(reply) == 5 and all(choice.error == "" for choice in reply)
     assert all(choice.entropy > 0 and choice.tokens >= 1 for choice in reply)
-    assert {choice.image_tokens for choice in reply} == {16} and reply[0].prompt_tokens > 16
+    (image,) = {choice.image_tokens for choice in reply}
+    assert 16 <= image <= 18 < reply[0].prompt_tokens  # 16 patches, with the marks around them where they count
     greedy = Sampling(n=1, temperature=0.0, max_tokens=8)
     entropies = [ask(vlm_endpoint, "base", image, greedy)[0].entropy for image in (first, first, second)]
     assert entropies[0] == pytest.approx(entropies[1], abs=1e-3) and entropies[0] != entropies[2]
