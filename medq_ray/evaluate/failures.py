@@ -2,14 +2,15 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import mean, stdev
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from medq_ray.evaluate.scoring import letter_in, wilson
+from medq_ray.evaluate.scoring import answered, letter_in, wilson
 from medq_ray.questions import LETTERS
 from medq_ray.schema import FAILURE
+from medq_ray.tables import rows_of, table_of
 
 
 def in_words(question: dict, answer: str) -> str:
@@ -22,26 +23,24 @@ def failures(questions: pa.Table, completions: pa.Table, scores: pa.Table) -> pa
     """The failure pool as schema.FAILURE, sorted by question_id: failed questions with expected and given answer.
 
     `given` is the most frequent wrong answer of the runs, the alphabetically first among equals; letters appear as the
-    options that they stand for, since a letter means nothing outside its question.
+    options that they stand for, since a letter means nothing outside its question. questions and completions as `answered` takes
+    them, scores of these questions as `score` returns them.
     """
-    failed = {row["question_id"]: row for row in scores.to_pylist() if row["failure"]}
-    asked = {row["question_id"]: row for row in questions.to_pylist()}
-    replies: dict[str, Counter] = defaultdict(Counter)
-    names = pa.array(sorted(failed), pa.string())
-    wanted = completions.filter(pc.is_in(completions["question_id"], names)).select(["question_id", "run", "text"])
-    for row in wanted.to_pylist():
-        name = row["question_id"]
-        if failed[name]["right"][row["run"]] is False:
-            replies[name][in_words(asked[name], row["text"])] += 1
-    rows = []
-    for question in questions.sort_by("question_id").to_pylist():
-        name = question["question_id"]
-        if name in failed:
-            given = min(replies[name].items(), key=lambda item: (-item[1], item[0]))[0]
-            row = {field: question[field] for field in FAILURE.names if field in question}
-            row |= {"expected": in_words(question, question["answer"]), "given": given}
-            rows.append(row | {"error_rate": failed[name]["error_rate"]})
-    return pa.Table.from_pylist(rows, schema=FAILURE)
+    scored = zip(answered(questions, completions), rows_of(scores), strict=True)
+    rows = (failure(question, runs, score) for (question, runs), score in scored if score["failure"])
+    return table_of(rows, FAILURE)
+
+
+def failure(question: dict, runs: list[dict], score: dict) -> dict:
+    """The row of schema.FAILURE of a question that failed, with its completions and its row of schema.SCORE."""
+    wrong = (run["text"] for run, right in zip(runs, score["right"], strict=True) if right is False)
+    replies = Counter(in_words(question, text) for text in wrong)
+    row = {name: question[name] for name in FAILURE.names if name in question}
+    return row | {
+        "expected": in_words(question, question["answer"]),
+        "given": min(replies.items(), key=lambda item: (-item[1], item[0]))[0],
+        "error_rate": score["error_rate"],
+    }
 
 
 def rates(scores: pa.Table, crossings: Sequence[str] = ()) -> dict[str, dict]:
@@ -52,12 +51,43 @@ def rates(scores: pa.Table, crossings: Sequence[str] = ()) -> dict[str, dict]:
     run to run (null for one run): an e that lies within a few of those of another is noise, not weakness. Questions
     that no run got an answer to are facts about the endpoint, and left out.
     """
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for row in scores.to_pylist():
-        for name in crossed(row["capabilities"], crossings) if crossings else row["capabilities"]:
-            groups[name].append(row)
-    known = {name: [row for row in rows if row["error_rate"] is not None] for name, rows in sorted(groups.items())}
-    return {name: rate(rows) for name, rows in known.items() if rows}
+    groups: dict[str, Tally] = defaultdict(Tally)
+    for row in rows_of(scores):
+        if row["error_rate"] is not None:
+            for name in crossed(row["capabilities"], crossings) if crossings else row["capabilities"]:
+                groups[name].add(row)
+    return {name: tally.rate() for name, tally in sorted(groups.items())}
+
+
+@dataclass
+class Tally:
+    """Counts of one capability."""
+
+    questions: int = 0
+    failures: int = 0
+    wrong: Counter = field(default_factory=Counter)
+    """Questions by run."""
+    answered: Counter = field(default_factory=Counter)
+    """Questions by run."""
+
+    def add(self, row: dict) -> None:
+        """Count a row of schema.SCORE."""
+        self.questions += 1
+        self.failures += row["failure"]
+        self.answered.update(run for run, right in enumerate(row["right"]) if right is not None)
+        self.wrong.update(run for run, right in enumerate(row["right"]) if right is False)
+
+    def rate(self) -> dict:
+        """Eq. 1, as `rates` says."""
+        e = self.failures / self.questions
+        single = [self.wrong[run] / count for run, count in sorted(self.answered.items())]
+        return {
+            "e": e,
+            "failures": self.failures,
+            "questions": self.questions,
+            "ci95": [round(end, 6) for end in wilson(e, self.questions)],
+            "runs": {"mean": round(mean(single), 6), "sd": round(stdev(single), 6) if len(single) > 1 else None},
+        }
 
 
 def crossed(capabilities: list[str], crossings: Sequence[str]) -> list[str]:
@@ -67,18 +97,3 @@ def crossed(capabilities: list[str], crossings: Sequence[str]) -> list[str]:
     there = [pair for pair in axes if all(axis in value for axis in pair)]
     return [" x ".join(f"{axis}:{value[axis]}" for axis in pair) for pair in there]
 
-
-def rate(rows: list[dict]) -> dict:
-    """Eq. 1 of one capability; rows: schema.SCORE with an error rate."""
-    failed = sum(row["failure"] for row in rows)
-    single = []
-    for run in range(max(len(row["right"]) for row in rows)):
-        outcomes = [row["right"][run] for row in rows if run < len(row["right"]) and row["right"][run] is not None]
-        single += [outcomes.count(False) / len(outcomes)] if outcomes else []
-    return {
-        "e": failed / len(rows),
-        "failures": failed,
-        "questions": len(rows),
-        "ci95": [round(end, 6) for end in wilson(failed / len(rows), len(rows))],
-        "runs": {"mean": round(mean(single), 6), "sd": round(stdev(single), 6) if len(single) > 1 else None},
-    }

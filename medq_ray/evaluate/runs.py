@@ -19,30 +19,32 @@ from medq_ray.model.chat import Sampling
 from medq_ray.model.prompts import prompt_of
 from medq_ray.schema import COMPLETION, FAILURE, PROMPT, PROTOTYPE, SCORE
 from medq_ray.synthetic.world import World
+from medq_ray.tables import rows_of, table_of
+
 
 def prompts(questions: pa.Table) -> pa.Table:
-    """schema.PROMPT of questions, sorted by question_id."""
-    rows = questions.sort_by("question_id").select(["question_id", "uri", "text", "options"]).to_pylist()
-    return pa.Table.from_pylist([prompt_of(row) for row in rows], schema=PROMPT)
+    """schema.PROMPT of questions."""
+    rows = rows_of(questions.select(["question_id", "uri", "text", "options"]))
+    return table_of(map(prompt_of, rows), PROMPT)
 
 
 def ask(path: Path, questions: pa.Table, sampling: Sampling, label: str, answer: Answer) -> pa.Table:
     """Ask all questions and write the completions, sorted by (question_id, run). Raises EndpointError when they were
     given without looking."""
-    completions = answer(prompts(questions), sampling, label).select(COMPLETION.names)
+    completions = answer(prompts(questions), sampling, label)
     check_tokens(completions)
-    return write_table(path, completions.sort_by([("question_id", "ascending"), ("run", "ascending")]), COMPLETION)
+    return write_table(path, completions, COMPLETION)
 
 
 def with_image(questions: pa.Table, split: str, images: pa.Table) -> pa.Table:
-    """Those questions whose image ingest did not quarantine; says how many others there are."""
+    """Those questions whose image ingest did not quarantine, sorted by question_id; says how many others there are."""
     readable = pc.is_in(questions["image_id"], images["image_id"].combine_chunks())
     kept = questions.filter(readable)
     if kept.num_rows == 0:
         raise ValueError(f"no {split} question has a readable image; see quarantine.parquet of the pool")
     if lost := questions.num_rows - kept.num_rows:
         say(f"  {lost} of {questions.num_rows} {split} questions are left out: their images are in quarantine")
-    return kept
+    return kept.sort_by("question_id")
 
 
 def measure(
@@ -87,7 +89,7 @@ def evaluate_endpoint(
     and metrics.json, which is returned. Raises as `evaluate`."""
     images = world.images.filter(pc.equal(world.images["split"], split))
     questions = world.questions.filter(pc.is_in(world.questions["image_id"], images["image_id"].combine_chunks()))
-    questions = with_image(questions, split, images).sort_by("question_id")
+    questions = with_image(questions, split, images)
     sight = check_sight(prompts(questions), answer, several(config), split)
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
     label = f"{split} x {config.evaluate.runs}"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from medq_ray.questions import LETTERS, read_description
 from medq_ray.schema import PERCEPTION_KINDS, SCORE
+from medq_ray.tables import rows_of, table_of
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -90,28 +91,50 @@ def score(
 ) -> pa.Table:
     """schema.SCORE, one row for each question, sorted by question_id; failure means error rate > gamma, strictly.
 
-    questions: schema.QUESTION with answers; completions: schema.COMPLETION, at least one for each question; patient_of:
+    questions: schema.QUESTION with answers; completions: schema.COMPLETION as `answered` takes them; patient_of:
     image id -> patient, as far as known; judged: outcomes by (question_id, run) that a judge decided, in place of
     `correctness`. Raises ValueError naming a question without any completion.
     """
-    rows, runs = [], by_question(completions)
-    name, own = next(runs, ("", []))
-    for question in questions.sort_by("question_id").to_pylist():
-        while name < question["question_id"] and own:
-            name, own = next(runs, ("", []))
+    judged, patient_of = judged or {}, patient_of or {}
+    rows = (
+        scored(
+            question,
+            [judged.get((question["question_id"], run["run"])) or correctness(question, run) for run in runs],
+            gamma,
+            patient_of.get(question["image_id"]),
+        )
+        for question, runs in answered(questions, completions)
+    )
+    return table_of(rows, SCORE)
+
+
+def answered(questions: pa.Table, completions: pa.Table) -> Iterator[tuple[dict, list[dict]]]:
+    """Each question (schema.QUESTION) with its completions (question_id, run, text, error).
+
+    questions: sorted by question_id; completions: sorted by question_id and run, as `ask` returns them. A sorted copy
+    would cost more memory than all else that is done with them. Raises ValueError naming a question without any
+    completion, or the first that does not lie where it should.
+    """
+    given = ascending(rows_of(completions.select(["question_id", "run", "text", "error"])), "question_id", "run")
+    runs = groupby(given, key=lambda row: row["question_id"])
+    name, own = next(runs, ("", iter(())))
+    for question in ascending(rows_of(questions), "question_id"):
+        while name < question["question_id"] and (more := next(runs, None)):
+            name, own = more
         if name != question["question_id"]:
             raise ValueError(f"question {question['question_id']} has no completion, not even a failed one")
-        outcomes = [(judged or {}).get((name, run["run"])) or correctness(question, run) for run in own]
-        rows.append(scored(question, outcomes, gamma, (patient_of or {}).get(question["image_id"])))
-    return pa.Table.from_pylist(rows, schema=SCORE)
+        yield question, list(own)
 
 
-def by_question(completions: pa.Table) -> Iterator[tuple[str, list[dict]]]:
-    """(question id, its completions by run) by ascending id; few of them are Python objects at one time."""
-    table = completions.select(["question_id", "run", "text", "error"])
-    table = table.sort_by([("question_id", "ascending"), ("run", "ascending")])
-    rows = (row for batch in table.to_batches(max_chunksize=1024) for row in batch.to_pylist())
-    return ((name, list(own)) for name, own in groupby(rows, key=lambda row: row["question_id"]))
+def ascending(rows: Iterable[dict], *columns: str) -> Iterator[dict]:
+    """The same rows. Raises ValueError at one that does not lie above the last one by these columns."""
+    last: tuple = ()
+    for row in rows:
+        place = tuple(row[column] for column in columns)
+        if place <= last:
+            raise ValueError(f"rows are not sorted by {' and '.join(columns)}: {place} comes after {last}")
+        yield row
+        last = place
 
 
 def scored(question: dict, outcomes: list[Outcome], gamma: float, patient: str | None) -> dict:
@@ -170,19 +193,20 @@ def accuracy(scores: pa.Table) -> dict:
     in by_kind only: they are another task (Sec. 2.1). `unparsed` and `failed` are the shares of perception runs without
     a readable letter and without an answer.
     """
-    rows = scores.to_pylist()
     groups: dict[str, dict[str, list[float]]] = {axis: defaultdict(list) for axis in AXES}
-    for row in rows:
+    perception: list[float] = []
+    count: Counter = Counter()
+    for row in rows_of(scores):
+        share, is_perception = share_right(row), row["kind"] in PERCEPTION_KINDS
         for capability in row["capabilities"]:
             axis, _, value = capability.partition(":")
-            if axis == "kind" or (axis in groups and row["kind"] in PERCEPTION_KINDS):
-                groups[axis][value].append(share_right(row))
-    perception = [row for row in rows if row["kind"] in PERCEPTION_KINDS]
-    runs = sum(len(row["right"]) for row in perception)
+            if axis == "kind" or (axis in groups and is_perception):
+                groups[axis][value].append(share)
+        if is_perception:
+            perception.append(share)
+            count.update(runs=len(row["right"]), unparsed=row["unparsed"], failed=row["failed"])
     tables = {
         f"by_{axis}": {value: rated(own) for value, own in sorted(values.items())} for axis, values in groups.items()
     }
-    lost = {
-        name: round(sum(row[name] for row in perception) / runs, 6) if runs else None for name in ("unparsed", "failed")
-    }
-    return rated(map(share_right, perception)) | lost | tables
+    lost = {name: round(count[name] / count["runs"], 6) if perception else None for name in ("unparsed", "failed")}
+    return rated(perception) | lost | tables

@@ -2,11 +2,14 @@
 
 Floor 2. Resume is the cache: a question whose answer is on disk is not sent again, and when all are there no worker
 is started. Images are read where the requests are made, so pixels never pass through the driver; answers do not pass
-through it either, but are read from the cache at the end, into Arrow.
+through it either, but are read from the cache at the end, into Arrow. So the driver of 20,000 questions needs no more
+memory than that of 1,000, but for the two tables.
 """
 
+import asyncio
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -19,11 +22,14 @@ from medq_ray.model.asker import HOPELESS, Asker
 from medq_ray.model.cache import Cache, request_key
 from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
+from medq_ray.tables import rows_of, table_of
 
+FEW = 64
+"""Requests that are made in this process: Ray Data takes three seconds to start its actor."""
 BLOCK = 32
-"""Requests that one Ray Data task makes: progress and fault tolerance are by block."""
-CHUNK = 2048
-"""Questions whose answers are Python objects at one time."""
+"""Requests that one Ray Data task makes, at least: progress and fault tolerance are by block."""
+BLOCKS = 48
+"""Most tasks: Ray Data keeps 40 KB of each in the driver."""
 Answer = Callable[[pa.Table, Sampling, str], pa.Table]
 """A phase's way to ask one model: answer(schema.PROMPT, sampling, label for the progress bar) -> schema.COMPLETION."""
 REQUEST = pa.schema([("key", pa.string()), PROMPT.field("uris"), PROMPT.field("prompt")])
@@ -39,9 +45,21 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
     """
     prompts = prompts.select(PROMPT.names).sort_by("question_id")
     keys = request_keys(prompts, endpoint, sampling)
-    known = Cache(cache).keys()
-    requests = prompts.drop_columns("question_id").add_column(0, "key", keys).cast(REQUEST)
-    pending = once_each(requests.filter(pc.invert(pc.is_in(keys, pa.array(sorted(known), pa.string())))))
+    errors = get_answers(prompts, keys, endpoint, sampling, cache, label)
+    given = Cache(cache)
+    if errors and len(errors) == (asked := len(pc.unique(keys))) and (asked >= HOPELESS or len(given) == 0):
+        # a wrong parameter or server, and no fact about the model; a few questions may well be refused each
+        first = next(iter(errors.values()))
+        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {first}")
+    return completions(prompts["question_id"], keys, errors, endpoint.model, sampling, given)
+
+
+def get_answers(
+    prompts: pa.Table, keys: pa.Array, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str
+) -> dict[str, str]:
+    """Fill the cache with what is missing; request key -> why nothing came of it. Raises EndpointError."""
+    fresh = once_each(keys, Cache(cache))
+    pending = prompts.drop_columns("question_id").add_column(0, "key", keys).filter(fresh).cast(REQUEST)
     errors: dict[str, str] = {}
     with console.progress(prompts.num_rows, label, unit="question") as bar:
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
@@ -50,28 +68,30 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
             failed = answered.filter(pc.not_equal(answered["error"], ""))
             errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
             bar.update(answered.num_rows)
-    given = Cache(cache)
-    asked = set(keys.to_pylist())
-    if errors and len(errors) == len(asked) and (len(asked) >= HOPELESS or len(given) == 0):
-        # a wrong parameter or server, and no fact about the model; a few questions may well be refused each
-        first = next(iter(errors.values()))
-        raise EndpointError(f"{endpoint.base_url} (model {endpoint.model}) answered nothing: {first}")
-    return completions(prompts["question_id"], keys, errors, endpoint.model, sampling, given)
+    return errors
 
 
 def request_keys(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling) -> pa.Array:
-    """The request key of each prompt."""
+    """The request key of each of the sorted prompts."""
     digest = functools.cache(file_digest)
-    rows = zip(prompts["uris"].to_pylist(), prompts["prompt"].to_pylist(), strict=True)
-    keys = [request_key(endpoint, [digest(uri) for uri in uris], prompt, sampling) for uris, prompt in rows]
-    return pa.array(keys, pa.string())
+    rows = (
+        {"key": request_key(endpoint, [digest(uri) for uri in row["uris"]], row["prompt"], sampling)}
+        for row in rows_of(prompts)
+    )
+    return table_of(rows, pa.schema([REQUEST.field("key")]))["key"].combine_chunks()
 
 
-def once_each(requests: pa.Table) -> pa.Table:
-    """The first of the requests with each key."""
-    places = pa.array(range(requests.num_rows), pa.int64())
-    first = requests.select(["key"]).append_column("place", places).group_by("key").aggregate([("place", "min")])
-    return requests.take(first["place_min"].combine_chunks().sort())
+def once_each(keys: pa.Array, known: Cache) -> pa.Array:
+    """bool for each key: whether it is not known, and the first of its kind."""
+    seen: set[str] = set()
+
+    def is_new(key: str) -> bool:
+        if key in known or key in seen:
+            return False
+        seen.add(key)
+        return True
+
+    return pa.array((is_new(key.as_py()) for key in keys), pa.bool_())
 
 
 def completions(
@@ -80,17 +100,14 @@ def completions(
     """COMPLETION rows of sorted questions, from the cache or from the error of their request."""
     sent = {"model": model, "temperature": sampling.temperature, "seed": sampling.seed}
     names = [field.name for field in fields(Choice)]
-    tables = []
-    for start in range(0, len(keys), CHUNK):
-        rows = []
-        part = zip(questions[start : start + CHUNK].to_pylist(), keys[start : start + CHUNK].to_pylist(), strict=True)
-        for question, key in part:
+
+    def rows() -> Iterator[dict]:
+        for question, key in ((question.as_py(), key.as_py()) for question, key in zip(questions, keys, strict=True)):
             choices = [Choice("", error=errors[key])] * sampling.n if key in errors else cache.get(key)
             for run, choice in enumerate(choices):
-                said = dict(zip(names, astuple(choice), strict=True))
-                rows.append({"question_id": question, "run": run} | sent | said)
-        tables.append(pa.Table.from_pylist(rows, schema=COMPLETION))
-    return pa.concat_tables([COMPLETION.empty_table(), *tables])
+                yield {"question_id": question, "run": run} | sent | dict(zip(names, astuple(choice), strict=True))
+
+    return table_of(rows(), COMPLETION)
 
 
 def file_digest(path: str) -> str:
@@ -104,7 +121,23 @@ def file_digest(path: str) -> str:
 
 
 def send(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path) -> Iterator[pa.Table]:
-    """ANSWERED rows of all requests, block by block, as they come in. Raises EndpointError.
+    """ANSWERED rows of all requests, block by block, as they come in: of a few from this process, of more from Ray Data.
+
+    Raises EndpointError.
+    """
+    if pending.num_rows <= FEW:
+        blocks = iter([asyncio.run(Asker(endpoint, endpoint.key(), sampling, str(cache)).once(pending))])
+    else:
+        blocks = by_ray(pending, endpoint, sampling, cache)
+    for block in blocks:
+        fatal = block.filter(block["fatal"])
+        if fatal.num_rows:
+            raise EndpointError(fatal["error"][0].as_py())
+        yield block
+
+
+def by_ray(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path) -> Iterator[pa.Table]:
+    """ANSWERED rows of all requests from an actor of Ray Data.
 
     One actor is enough: it waits for the model most of the time, and its event loop keeps `endpoint.concurrency`
     requests in flight over the tasks that it runs at the same time. It declares no CPU, so that it starts even where
@@ -114,8 +147,9 @@ def send(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    blocks = [pending.slice(i, BLOCK) for i in range(0, pending.num_rows, BLOCK)]
-    tasks = min(len(blocks), 2 + endpoint.concurrency // BLOCK)  # enough blocks that the slots never run dry
+    size = max(BLOCK, math.ceil(pending.num_rows / BLOCKS))
+    blocks = [pending.slice(i, size) for i in range(0, pending.num_rows, size)]
+    tasks = min(len(blocks), 2 + endpoint.concurrency // size)  # enough blocks that the slots never run dry
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     answered = ray.data.from_arrow(blocks).map_batches(
@@ -129,8 +163,4 @@ def send(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path)
         num_cpus=0,
         scheduling_strategy=here,
     )
-    for block in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        fatal = block.filter(block["fatal"])
-        if fatal.num_rows:
-            raise EndpointError(fatal["error"][0].as_py())
-        yield block
+    yield from answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

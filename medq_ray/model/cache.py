@@ -9,29 +9,34 @@ from pathlib import Path
 
 from medq_ray.model.chat import Choice, Endpoint, Sampling
 
+PLACE = 48
+"""Bits of a place in a file: 281 TB."""
+
 
 def request_key(endpoint: Endpoint, images: Sequence[str], prompt: str, sampling: Sampling) -> str:
-    """What makes two requests the same: sha256 over model, checkpoint, image digests, prompt and sampling. The address
-    is not part of it: the same checkpoint on another port is the same model."""
+    """What makes two requests the same: 32 hex digits of sha256 over model, checkpoint, image digests, prompt and
+    sampling. The address is not part of it: the same checkpoint on another port is the same model."""
     content = [endpoint.model, endpoint.identity, list(images), prompt, asdict(sampling)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Cache:
     """A folder of append-only JSON lines, one file for each writing process, so that writers never share a file.
 
     Each line is handed to the operating system before `put` returns: a `kill -9` loses nothing that was answered. Only
-    where each answer lies is held in memory, 250 bytes a request.
+    where each answer lies is held in memory, 160 bytes a request.
     """
 
     def __init__(self, folder: Path):
         """Look through every file of the folder. A last line that a kill tore off is ignored; raises ValueError naming
         the file when another line is damaged."""
         self.folder = folder
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._paths = sorted(folder.glob("*.jsonl"))
+        self._places: dict[str, int] = {}
+        """Key -> place in its file, and above bit PLACE the number of the file."""
         self._file = None
-        for path in sorted(folder.glob("*.jsonl")):
-            self._index(path)
+        for number, path in enumerate(self._paths):
+            self._index(number, path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -39,34 +44,31 @@ class Cache:
     def __len__(self) -> int:
         return len(self._places)
 
-    def keys(self) -> set[str]:
-        return set(self._places)
-
     def get(self, key: str) -> list[Choice] | None:
         if key not in self._places:
             return None
-        path, offset = self._places[key]
-        with open(path, "rb") as file:
+        number, offset = divmod(self._places[key], 1 << PLACE)
+        with open(self._paths[number], "rb") as file:
             file.seek(offset)
-            return _read(file.readline(), path)[1]
+            return _read(file.readline(), self._paths[number])[1]
 
     def put(self, key: str, choices: Sequence[Choice]) -> None:
         """Keep the choices of one request."""
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._path = self.folder / f"{uuid.uuid4().hex}.jsonl"
-            self._file = open(self._path, "ab")
+            self._paths.append(self.folder / f"{uuid.uuid4().hex}.jsonl")
+            self._file = open(self._paths[-1], "ab")
         offset = self._file.tell()
         self._file.write(json.dumps([key, [astuple(choice) for choice in choices]]).encode() + b"\n")
         self._file.flush()
-        self._places[key] = (self._path, offset)
+        self._places[key] = ((len(self._paths) - 1) << PLACE) + offset
 
-    def _index(self, path: Path) -> None:
-        offset = 0
+    def _index(self, number: int, path: Path) -> None:
+        offset = number << PLACE
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for count, line in enumerate(file, 1):
                 if line.endswith(b"\n"):  # else torn off
-                    self._places[_read(line, f"{path}:{number}")[0]] = (path, offset)
+                    self._places[_read(line, f"{path}:{count}")[0]] = offset
                 offset += len(line)
 
 

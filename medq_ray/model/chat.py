@@ -193,9 +193,8 @@ class Client:
         """
         choices: list[Choice] = []
         while (missing := sampling.n - len(choices)) > 0:
-            choices += await self._answer(messages, replace(sampling, n=missing, seed=sampling.seed + len(choices)))
-            if choices[-1].error.startswith("HTTP"):
-                return [choices[-1]] * sampling.n
+            more = await self._answer(messages, replace(sampling, n=missing, seed=sampling.seed + len(choices)))
+            choices += more * missing if more[0].error.startswith("HTTP") else more
         return choices[: sampling.n]
 
     async def _answer(self, messages: list[dict], sampling: Sampling) -> list[Choice]:
@@ -229,7 +228,7 @@ class Client:
             await asyncio.sleep(wait)
         attempts = f"{reason} after {attempt} attempt{'s' if attempt > 1 else ''}"
         if limited:
-            raise self._unusable(attempts, "lower engine.concurrency, then run the same command again")
+            raise self._unusable(attempts, "ask less at once (engine.concurrency, --concurrency), then run the same command again")
         if not self.answered and not await self.alive():
             raise self._unusable(attempts, "see that it is up, then run the same command again")
         raise Unanswered(attempts)

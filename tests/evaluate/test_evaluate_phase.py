@@ -28,8 +28,8 @@ class Model:
         self.asked.append((prompts, sampling, label))
         rows = [
             completion(name, run, "hm" if name.startswith("grey") else "AB"[int(name.rpartition("/")[2]) % 2 == 0])
+            for name in sorted(prompts["question_id"].to_pylist())
             for run in range(sampling.n)
-            for name in prompts["question_id"].to_pylist()
         ]
         return pa.Table.from_pylist(rows, schema=COMPLETION)
 

@@ -10,7 +10,7 @@ from medq_ray.schema import COMPLETION, FAILURE, QUESTION, SCORE
 def world(outcomes: dict[str, tuple[list[str], bool, list[str]]]):
     """question id -> (capabilities, failed, replies)."""
     questions, completions, scores = [], [], []
-    for name, (vector, failed, replies) in outcomes.items():
+    for name, (vector, failed, replies) in sorted(outcomes.items()):
         questions.append({"question_id": name, "image_id": "i" + name, "uri": "u", "kind": "what", "scope": "general",
                           "modality": "ct", "text": "What?", "options": ["blur", "ring"], "answer": "B",
                           "capabilities": vector})  # fmt: skip

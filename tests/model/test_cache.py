@@ -32,7 +32,7 @@ def test_the_cache_returns_what_was_put_to_any_reader(tmp_path):
     assert cache.get("k") == CHOICES == Cache(tmp_path / "cache").get("k")
     Cache(tmp_path / "cache").put("l", CHOICES)
     assert len(list((tmp_path / "cache").iterdir())) == 2  # one file for each writer
-    assert Cache(tmp_path / "cache").keys() == {"k", "l"}
+    assert len(again := Cache(tmp_path / "cache")) == 2 and "k" in again and "l" in again
 
 
 def test_a_torn_last_line_is_ignored_and_other_damage_is_named(tmp_path):
@@ -43,7 +43,7 @@ def test_a_torn_last_line_is_ignored_and_other_damage_is_named(tmp_path):
     whole = path.read_text()
     for cut in range(1, len(whole.splitlines()[1])):
         path.write_text(whole[:-cut])
-        assert Cache(tmp_path).keys() == {"k"}
+        assert len(again := Cache(tmp_path)) == 1 and "k" in again
     path.write_text("damage\n" + whole)
     with pytest.raises(ValueError, match=rf"{path.name}:1: damaged; delete the file"):
         Cache(tmp_path)
