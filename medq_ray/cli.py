@@ -246,7 +246,7 @@ def show_quarantine(pool_root: Path) -> None:
               metavar="A B", help="Compare iterations, evaluate folders or outputs of `medq bench`.")  # fmt: skip
 @click.option("--world", "world_path", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="Evaluate on this world of `medq synth`.")  # fmt: skip
-@click.option("--split", type=click.Choice(["dev", "test"]), default="dev", show_default=True)
+@click.option("--split", help="dev or test of a world; dev if you do not say. With --compare, what the folders hold.")
 @click.option("--base-url", help="The model's OpenAI-compatible endpoint, with /v1; its key comes from ENGINE_API_KEY.")
 @click.option("--model", "name", help="Its name there.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the evaluation goes.")
@@ -265,9 +265,15 @@ def evaluate(
     from medq_ray.evaluate.compare import compare, describe, scores_of
 
     if folders:
-        found = compare(*(scores_of(folder, split) for folder in folders))
-        click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+        (before, was), (after, now) = (scores_of(folder, split) for folder in folders)
+        if was != now:
+            raise ValueError(f"{folders[0]} is an evaluation of {was}, {folders[1]} one of {now}; give --split")
+        found = compare(before, after) | {"split": now}
+        click.echo(json.dumps(found, indent=1) if as_json else f"{now}:\n{describe(found)}")
         return
+    split = split or "dev"
+    if split not in ("dev", "test"):
+        raise ValueError(f"--split {split}: expected dev or test")
     if not (world_path and base_url and name and out):
         raise ValueError("give --compare with two folders, or --world, --base-url, --model and --out")
     from medq_ray.console import quiet
@@ -278,11 +284,14 @@ def evaluate(
     from medq_ray.synthetic.world import read_world
 
     chosen = config.override(config.Config(), list(assignments))
-    (model,) = phase.models_of(base_url, name, None, chosen.engine.concurrency)
+    limits = chosen.engine.limits()
+    (model,) = phase.models_of(base_url, name, None, **limits)
+    judge = phase.judge_at(chosen.judge.base_url, chosen.judge.model, **limits)
     world, out = read_world(world_path), out.resolve()
     with resumable(), quiet(out / phase.LOG, people=2 if as_json else 1), ray_session(out / phase.LOG):
-        answer = phase.asker(model, out / "cache")
-        metrics = evaluate_endpoint(out, world, split, config=chosen, answer=answer)
+        answer = phase.asker(model, out / "cache" / "model")
+        ask_judge = judge and phase.asker(judge, out / "cache" / "judge")
+        metrics = evaluate_endpoint(out, world, split, config=chosen, answer=answer, ask_judge=ask_judge)
     click.echo(json.dumps(metrics, indent=1) if as_json else metrics_table(name, split, metrics[split]))
 
 
@@ -303,19 +312,21 @@ def bench() -> None:
 @click.option("--judge-url", help="The judge's endpoint; without one only perception is run.")
 @click.option("--judge-model", default="gpt-4o", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Judge rounds.")
+@click.option("--judge-temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 @click.option("--templates", type=click.Path(path_type=Path, exists=True),
               help="A copy of VLMEvalKit: its wording, to the letter, instead of ours.")  # fmt: skip
 @click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Answers a perception question.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the answers.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Longest answer.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=48, show_default=True, help="Requests in flight.")
+@click.option("--trust-sight", is_flag=True, help="Go on where it cannot be told whether a model sees images.")
 @click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="A column under another name.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/medqbench"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print result.json.")
 def medqbench(
-    data: Path, split: str, base_url: str, name: str, models_file: Path, judge_url: str, judge_model: str, rounds: int,
-    templates: Path, runs: int, temperature: float, max_tokens: int, concurrency: int, columns: tuple, out: Path,
-    as_json: bool,
+    data: Path, split: str, base_url: str, name: str, models_file: Path, judge_url: str, judge_model: str,
+    templates: Path, concurrency: int, columns: tuple, out: Path, as_json: bool, **chosen,
 ) -> None:  # fmt: skip
     """Run models on MedQ-Bench or MedQ-Deg and print the result beside the published rows. The same command goes on
     where a killed one was. Keys: ENGINE_API_KEY for the model, JUDGE_API_KEY for the judge.
@@ -328,9 +339,13 @@ def medqbench(
     from medq_ray.evaluate.wording import OWN, load_official
     from medq_ray.serving import ray_session
 
-    models = phase.models_of(base_url, name, models_file, concurrency)
-    judge = phase.judge_at(judge_url, judge_model, concurrency)
-    wording = load_official(templates) if templates else OWN
+    models = phase.models_of(base_url, name, models_file, concurrency=concurrency)
+    judge = phase.judge_at(judge_url, judge_model, concurrency=concurrency)
+    protocol = phase.Protocol(load_official(templates) if templates else OWN, **chosen)
+    if judge is None:
+        say("note: no --judge-url, so that descriptions and comparisons are not run")
+    for line in protocol.warnings():
+        say(f"warning: {line}")
     renamed = phase.column_map(columns)
     out = out.resolve()
     with resumable(), quiet(out / phase.LOG, people=2 if as_json else 1):
@@ -338,7 +353,6 @@ def medqbench(
         for note in release.notes:
             say(f"note: {note}")
         with ray_session(out / phase.LOG):
-            protocol = phase.Protocol(wording, runs, temperature, max_tokens, rounds=rounds)
             phase.bench(out, release, models, judge, protocol)
     click.echo((out / ("result.json" if as_json else "table.txt")).read_text())
 
@@ -351,15 +365,15 @@ def serve() -> None:
 @serve.command("vlm")
 @click.option("--checkpoint", default="embedded", show_default=True, help="A Hugging Face folder, or 'embedded'.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
-def serve_vlm(checkpoint: str, port: int) -> None:
+@SET
+def serve_vlm(checkpoint: str, port: int, assignments: tuple) -> None:
     """Serve a checkpoint with images over the OpenAI protocol until Ctrl-C.
 
-    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint
+    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint --set engine.max_model_len=4096
     """
-    from medq_ray.config import Engine
     from medq_ray.model.deploy import resolve_checkpoint, serve_forever
 
-    serve_forever(resolve_checkpoint(checkpoint), port, Engine())
+    serve_forever(resolve_checkpoint(checkpoint), port, config.override(config.Config(), list(assignments)).engine)
 
 
 @main.command()

@@ -61,6 +61,11 @@ class Engine(Section):
     timeout: float = Field(120.0, gt=0)
     """Seconds until one request counts as failed."""
 
+    def limits(self) -> dict[str, float]:
+        """What bounds the requests to any endpoint, as chat.Endpoint takes it."""
+        return {"concurrency": self.concurrency, "retries": self.retries, "timeout": self.timeout,
+                "patience": self.start_timeout}  # fmt: skip
+
 
 class Encoder(Section):
     name: str = "embedded"
@@ -84,6 +89,8 @@ class Evaluate(Section):
     """Largest N_c tried; the silhouette criterion chooses (Sec. 2.2)."""
     crossings: tuple[str, ...] = ("kind x modality",)
     """Pairs of capability axes whose error rates are reported besides those of single capabilities. Our choice."""
+    trust_sight: bool = False
+    """Go on where the guard does not find that the model sees images; its verdict stays in metrics.json. Our choice."""
 
 
 class Judge(Section):

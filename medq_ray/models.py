@@ -88,10 +88,7 @@ class Models:
         return self.asker("judge", lambda: self.endpoint(judge.base_url, judge.model, "", JUDGE_KEY), simulated=False)
 
     def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
-        engine = self.config.engine
-        return Endpoint(base_url=url, model=model, identity=identity, concurrency=engine.concurrency,
-                        retries=engine.retries, timeout=engine.timeout, patience=engine.start_timeout,
-                        key_from=key_from)  # fmt: skip
+        return Endpoint(url, model, identity, key_from=key_from, **self.config.engine.limits())
 
     def asker(self, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Answer:
         """A phase's way to ask one model, its answers in the cache folder `name`."""

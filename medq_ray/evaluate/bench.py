@@ -6,6 +6,7 @@
 """
 
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,17 +49,29 @@ class Protocol:
     seed: int = 0
     rounds: int = 1
     """Judge rounds."""
+    judge_temperature: float = 0.0
+    trust_sight: bool = False
+    """Go on where the guard does not find that a model sees."""
+
+    def warnings(self) -> list[str]:
+        """What repeats itself instead of varying."""
+        repeated = {"runs": (self.runs, self.temperature), "judge rounds": (self.rounds, self.judge_temperature)}
+        return [
+            f"{count} {name} at temperature 0 repeat one answer: their scatter says nothing; give a temperature"
+            for name, (count, temperature) in repeated.items()
+            if count > 1 and temperature == 0
+        ]
 
 
-def models_of(base_url: str | None, name: str | None, file: Path | None, concurrency: int) -> list[Endpoint]:
-    """The models to run: one, or those of a YAML file. Raises ValueError for anything else, EndpointError for a key
+def models_of(base_url: str | None, name: str | None, file: Path | None, **limits: float) -> list[Endpoint]:
+    """The models to run: one, or those of a YAML file, all with these limits of Endpoint. Raises ValueError for anything else, EndpointError for a key
     that is not there."""
     if (file is None) != bool(base_url and name) or (file and (base_url or name)):
         raise ValueError("give --base-url and --model, or --models with a file of several")
     rows = [{"base_url": base_url, "model": name}]
     try:
         rows = yaml.safe_load(file.read_text()) if file else rows
-        found = [Endpoint(**{"key_from": "ENGINE_API_KEY"} | row, concurrency=concurrency) for row in rows]
+        found = [Endpoint(**{"key_from": "ENGINE_API_KEY"} | row, **limits) for row in rows]
     except (yaml.YAMLError, TypeError) as error:
         expected = "expected a YAML list of {model, base_url, key_from}"
         raise ValueError(f"{file}: {expected} ({one_line(error)})") from error
@@ -69,12 +82,11 @@ def models_of(base_url: str | None, name: str | None, file: Path | None, concurr
     return found
 
 
-def judge_at(base_url: str | None, model: str, concurrency: int) -> Endpoint | None:
+def judge_at(base_url: str | None, model: str, **limits: float) -> Endpoint | None:
     """The judge, None without an address. Raises EndpointError for a key that is not there."""
     if base_url is None:
-        say("note: no --judge-url, so that descriptions and comparisons are not run")
         return None
-    endpoint = Endpoint(base_url, model, concurrency=concurrency, key_from="JUDGE_API_KEY")
+    endpoint = Endpoint(base_url, model, key_from="JUDGE_API_KEY", **limits)
     endpoint.key()
     return endpoint
 
@@ -118,10 +130,11 @@ def run_model(
         raise ValueError(f"this release has only {', '.join(release.tables)} questions, which need --judge-url")
     questions = pa.concat_tables(tasks.values())
     write_table(folder / "questions.parquet", questions, BENCH_QUESTION)
-    prompts = {task: prompts_of(own, LETTERS[release.name], protocol.wording) for task, own in tasks.items()}
+    prompts = {task: prompts_of(own, release.name, protocol.wording) for task, own in tasks.items()}
     sampling = Sampling(n=protocol.runs, temperature=protocol.temperature, max_tokens=protocol.max_tokens,
                         seed=protocol.seed, logprobs=True)  # fmt: skip
-    sight = check_sight(next(iter(prompts.values())), answer, sampling, release.split)
+    sight = check_sight(next(iter(prompts.values())), answer, sampling, endpoint.model, trusted=protocol.trust_sight,
+                        seed=secrets.randbelow(1 << 30), remembered=folder / "sight.parquet")  # fmt: skip
     said = {
         task: answer(own, sampling if task == "perception" else replace(sampling, n=1), f"{release.split} {task}")
         for task, own in prompts.items()
@@ -130,7 +143,8 @@ def run_model(
     check_tokens(completions)
     write_table(folder / "completions.parquet", completions, COMPLETION)
     result = {"model": endpoint.model, "release": release.name, "split": release.split,
-              "wording": protocol.wording.label, "runs": protocol.runs, "temperature": protocol.temperature, "seed": protocol.seed, "sight": sight,
+              "wording": protocol.wording.label, "runs": protocol.runs,
+              "temperature": protocol.temperature, "seed": protocol.seed, "sight": sight,
               "failed": pc.sum(pc.not_equal(completions["error"], "")).as_py(), "notes": release.notes,
               **dict.fromkeys(("perception", *JUDGED))}  # fmt: skip
     if "perception" in tasks:
@@ -159,24 +173,27 @@ def asker(endpoint: Endpoint, cache: Path) -> Answer:
     return lambda prompts, sampling, label: ask(prompts, endpoint, sampling, cache, label)
 
 
-def prompts_of(questions: pa.Table, letters: str, wording: Wording) -> pa.Table:
+def prompts_of(questions: pa.Table, release: str, wording: Wording) -> pa.Table:
     """schema.PROMPT of schema.BENCH_QUESTION rows: options that the release leaves out are not shown."""
     rows = []
     for question in questions.to_pylist():
         uris = [uri for uri in (question["uri"], question["second_uri"]) if uri]
-        text = text_of(question, letters, wording)
+        text = text_of(question, release, wording)
         rows.append({"question_id": question["question_id"], "uris": uris, "prompt": text})
     return pa.Table.from_pylist(rows, schema=PROMPT)
 
 
-def text_of(question: Mapping, letters: str, wording: Wording) -> str:
+def text_of(question: Mapping, release: str, wording: Wording) -> str:
     """What a model is asked. Descriptions and comparisons have the release's own words, or else the protocol's."""
     if question["task"] == "description":
         return question["text"] or wording.description
     if question["task"] == "comparison":
         return question["text"] or wording.comparison
-    shown = [f"{letter}. {option}" for letter, option in zip(letters, question["options"], strict=True) if option]
-    return fill(wording.mcq, {"{question}": question["text"], "{option_text}": "\n".join(shown)})
+    pairs = zip(LETTERS[release], question["options"], strict=True)
+    shown = [f"{letter}. {option}" for letter, option in pairs if option]
+    if release not in wording.mcq:
+        raise ValueError(f"the copy of the evaluator has no prompt of {release}; give a newer one to --templates, or none")
+    return fill(wording.mcq[release], {"{question}": question["text"], "{option_text}": "\n".join(shown)})
 
 
 def judged(
@@ -190,4 +207,5 @@ def judged(
             items.append({"question_id": row["question_id"], "task": task, "golden": golden[row["question_id"]],
                           "prediction": row["text"] or None})  # fmt: skip
     return judge(pa.Table.from_pylist(items, schema=ITEM), asker(endpoint, cache / f"judge-{folder_of(endpoint)}"),
-                 wording=protocol.wording, model=endpoint.model, rounds=protocol.rounds)  # fmt: skip
+                 wording=protocol.wording, model=endpoint.model, rounds=protocol.rounds,
+                 temperature=protocol.judge_temperature)  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from medq_ray.artifacts import read_table
+from medq_ray.artifacts import read_json, read_table
 from medq_ray.evaluate.scoring import Z95
 from medq_ray.schema import PERCEPTION_KINDS
 
@@ -82,16 +82,26 @@ def compare(before: pa.Table, after: pa.Table) -> dict:
     return paired(every) | {"unanswered": len(unanswered), "capabilities": found}
 
 
-def scores_of(folder: Path, split: str) -> pa.Table:
-    """The schema.SCORE table of an evaluation: of an iteration, its evaluate step or a benchmark's output.
+ITERATION = {"dev": "scores.parquet", "test": "test_scores.parquet"}
 
-    Raises ValueError when there is none.
+
+def scores_of(folder: Path, split: str | None) -> tuple[pa.Table, str]:
+    """The schema.SCORE table of an evaluation and its split: of an iteration or its evaluate step dev's, unless `split`
+    says test; of `medq evaluate` or a model of `medq bench` what is there.
+
+    Raises ValueError when there is none, or only one of another split.
     """
-    name = {"dev": "scores.parquet", "test": "test_scores.parquet"}[split]
-    for path in (folder / name, folder / "evaluate" / name, folder / "scores.parquet"):
-        if path.exists():
-            return read_table(path)
-    raise ValueError(f"{folder}: no {name} there; give an iteration, its evaluate folder or a model's of a benchmark")
+    folder = folder if (folder / "scores.parquet").exists() else folder / "evaluate"
+    if (folder / ITERATION["test"]).exists() and split in (None, *ITERATION):
+        return read_table(folder / ITERATION[split or "dev"]), split or "dev"
+    records = [folder / name for name in ("result.json", "metrics.json") if (folder / name).exists()]
+    if not (folder / "scores.parquet").exists() or not records:
+        where = folder.parent if folder.name == "evaluate" else folder
+        raise ValueError(f"{where}: no finished evaluation; give an iteration or an output of `medq evaluate` or `medq bench`")
+    there = read_json(records[0]).get("split", "dev and test")  # an iteration's holds both
+    if split not in (None, there):
+        raise ValueError(f"{folder}: an evaluation of {there}, not of {split}")
+    return read_table(folder / "scores.parquet"), there
 
 
 def describe(result: dict, most: int = 12) -> str:

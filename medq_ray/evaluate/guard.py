@@ -1,96 +1,169 @@
 """Does the endpoint see the images? A blind one gives plausible scores: options and base rates alone are worth 40 %.
 
-Two questions before every evaluation. Do image tokens reach the model: is a prompt longer with its image than without?
-And does the picture matter: do answers change when a grey one takes its place, more than they do when the same is
-asked twice?
+A few questions before every evaluation, asked with their image, with it again, with a grey one in its place and
+without any. Do answers change with the grey image more than they do when the same is asked twice? And how much longer
+is a prompt with its image? The first decides, because some endpoints do not count image tokens at all; the second
+explains.
 """
 
+import re
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medq_ray.artifacts import read_table, write_table
+from medq_ray.console import say
+from medq_ray.evaluate.scoring import matched
 from medq_ray.images import encode_png, read_image
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import EndpointError, Sampling
-from medq_ray.schema import PROMPT
+from medq_ray.questions import LETTERS
+from medq_ray.schema import COMPLETION, PROMPT
 
 PROBES = (8, 64)
-"""Questions that are asked with their image, with it again, with a grey one and without one: a few, and more of them
-when the same question has not the same answer twice. Our choice."""
+"""Questions that are asked four ways: a few, and more of them where the same question has not the same answer twice, or
+where all answers are alike and only letters tell. Our choice."""
 GREY = 128
 FLOOR = 1e-3
-"""Change that means nothing, in nats of trajectory entropy (another text counts 1): an engine's batches differ by less;
-a grey image changes the embedded model's answers by 0.5."""
+"""Change that means nothing, in nats of trajectory entropy (another answer counts 1): an engine's batches differ by
+less; a grey image changes the embedded model's answers by 0.5."""
 SURE = 2.0
 """Standard errors by which a grey image must change the answers of a restless endpoint more than asking again does."""
 
 
-def check_sight(prompts: pa.Table, answer: Answer, sampling: Sampling, label: str) -> dict:
-    """{probes, image_tokens (least, null where the endpoint counts no prompt tokens), grey, again: mean changes}.
+@dataclass(frozen=True)
+class Looks:
+    """The completions of some prompts with their image ('true'), with it 'again', with a 'grey' one and with 'none'."""
 
-    prompts, sampling: of the evaluation; a few of the prompts are asked greedily. Raises EndpointError when the
-    endpoint is blind, and when it refuses all of them: it would refuse the others, too.
+    rows: list[dict]
+    seen: dict[str, list[dict]]
+
+    def changes(self, kind: str) -> np.ndarray:
+        """float (n, 2): how far each answer to `kind` and to the second asking is from the true one; n answered."""
+        trios = zip(self.rows, self.seen["true"], self.seen[kind], self.seen["again"], strict=True)
+        pairs = [
+            (change(row["prompt"], true, other), change(row["prompt"], true, again))
+            for row, true, other, again in trios
+            if not (true["error"] or other["error"] or again["error"])
+        ]
+        return np.array(pairs).reshape(-1, 2)
+
+    def has_entropies(self) -> bool:
+        return any(row["entropy"] is not None for row in self.seen["true"])
+
+    def image_tokens(self) -> int | None:
+        """By how many tokens an image makes a prompt longer, at least; None where nobody counts."""
+        tokens = [
+            (true["prompt_tokens"], none["prompt_tokens"])
+            for true, none in zip(self.seen["true"], self.seen["none"], strict=True)
+            if not (true["error"] or none["error"]) and None not in (true["prompt_tokens"], none["prompt_tokens"])
+        ]
+        return min((true - none for true, none in tokens), default=None)
+
+
+def check_sight(
+    prompts: pa.Table,
+    answer: Answer,
+    sampling: Sampling,
+    label: str,
+    *,
+    trusted: bool = False,
+    seed: int = 0,
+    remembered: Path | None = None,
+) -> dict:
+    """{verdict: sees | blind | cannot tell, probes, image_tokens (least, null where nobody counts), grey, again (mean
+    changes)}.
+
+    prompts, sampling: of the evaluation; a few of the prompts are asked greedily. `seed` makes requests that are in no
+    cache. `remembered`: a file of the true answers of an earlier look, written where it is missing. Raises
+    EndpointError unless the endpoint sees, or is `trusted` to; when it refuses all images; and when it does not answer
+    as it did in the earlier look, because then another model is behind the same name.
     """
     for count in PROBES:
-        rows = probes(prompts, count)
-        seen = look(rows, answer, replace(sampling, n=1, temperature=0.0, seed=0, logprobs=True), label)
-        least = least_tokens(seen)
-        pairs = [
-            (change(true, grey), change(true, again))
-            for true, grey, again in zip(seen["true"], seen["grey"], seen["again"], strict=True)
-            if not (true["error"] or grey["error"] or again["error"])
-        ]
-        grey, again = np.mean(pairs, axis=0).tolist() if pairs else (0.0, 0.0)
-        if again <= FLOOR:
+        looked = look(probes(prompts, count), answer, replace(sampling, n=1, temperature=0.0, seed=seed), label)
+        pairs = looked.changes("grey")
+        found = verdict(pairs)
+        restless = len(pairs) > 0 and pairs[:, 1].mean() > FLOOR  # chance would pass a few of them for seeing
+        if not restless and (found == "sees" or looked.has_entropies()):
             break
-    if rows and not pairs:
-        reason = next(row["error"] for kind in ("true", "grey", "again") for row in seen[kind] if row["error"])
-        raise EndpointError(f"the endpoint answers no question with an image: {reason}")
-    if pairs and not looks(np.array(pairs)):
-        raise EndpointError(
-            f"the endpoint does not look at images: a grey image changes its answers by {grey:.3f}, asking again by "
-            f"{again:.3f}; serve a vision-language checkpoint, and see that images are sent to it"
-        )
-    return {"probes": len(rows), "image_tokens": least, "grey": grey, "again": again}
+    if not looked.rows:
+        return {"verdict": "no images", "probes": 0, "image_tokens": None, "grey": 0.0, "again": 0.0}
+    if not len(pairs):
+        every = (row["error"] for kind in ("true", "grey", "again") for row in looked.seen[kind])
+        raise EndpointError(f"the endpoint answers no question with an image: {next(filter(None, every))}")
+    grey, again = pairs.mean(axis=0).tolist()
+    tokens = looked.image_tokens()
+    if found != "sees":
+        line = complaint(found, len(pairs), grey, again, tokens)
+        if not trusted:
+            raise EndpointError(line)
+        say(f"warning: {line}")
+    if remembered is not None:
+        check_same(looked, remembered, label)
+    return {"verdict": found, "probes": len(looked.rows), "image_tokens": tokens, "grey": grey, "again": again}
 
 
-def looks(pairs: np.ndarray) -> bool:
-    """Whether an endpoint with these changes, (n, 2) for grey and again, looks at images."""
+def verdict(pairs: np.ndarray) -> str:
+    """Whether something else than asking again changed the answers: 'sees', 'blind' or 'cannot tell'.
+
+    pairs: (n, 2), how far each answer is from another question's and from its own second one.
+    """
+    if not len(pairs):
+        return "cannot tell"
     more = pairs[:, 0] - pairs[:, 1]
     if pairs[:, 1].mean() <= FLOOR:
-        return bool(more.mean() > FLOOR)
+        return "sees" if more.mean() > FLOOR else "blind"
     error = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else np.inf
-    return bool(more.mean() > SURE * error)
+    return "sees" if more.mean() > SURE * error else "cannot tell"
 
 
-def look(rows: list[dict], answer: Answer, greedy: Sampling, label: str) -> dict[str, list[dict]]:
-    """The completions of some prompts with their image ('true'), with it 'again', with a 'grey' one and with 'none'."""
+def complaint(found: str, count: int, grey: float, again: float, tokens: int | None) -> str:
+    """One line about an endpoint that was not found to see."""
+    evidence = f"in {count} questions a grey image changes its answers by {grey:.3f}, asking again by {again:.3f}"
+    if tokens is not None:
+        longer = f"{tokens} tokens longer with an image" if tokens > 0 else "as long without images"
+        evidence += f", and prompts are {longer}"
+    if found == "blind":
+        return f"the endpoint does not look at images: {evidence}; serve a vision-language model that gets them"
+    return f"cannot tell whether the endpoint looks at images: {evidence}; if you know that it does, trust it (--trust-sight, evaluate.trust_sight)"
+
+
+def check_same(looked: Looks, path: Path, label: str) -> None:
+    """Compare with the true answers of an earlier look, in a file that is written if it is not there.
+
+    Raises EndpointError when the difference is more than that between two askings.
+    """
+    if not path.exists():
+        write_table(path, pa.Table.from_pylist(looked.seen["true"], schema=COMPLETION), COMPLETION)
+        return
+    before = by_name(read_table(path))
+    there = [place for place, row in enumerate(looked.seen["true"]) if row["question_id"] in before]
+    seen = {kind: [rows[place] for place in there] for kind, rows in looked.seen.items()}
+    seen["before"] = [before[row["question_id"]] for row in seen["true"]]
+    pairs = Looks([looked.rows[place] for place in there], seen).changes("before")
+    if verdict(pairs) == "sees":
+        changed, again = pairs.mean(axis=0)
+        raise EndpointError(
+            f"{label}: another model answers under this name than the one whose answers are kept beside {path} (they "
+            f"changed by {changed:.3f}, asking again changes them by {again:.3f}); give another --out"
+        )
+
+
+def look(rows: list[dict], answer: Answer, greedy: Sampling, label: str) -> Looks:
+    """Ask some prompts four ways."""
+    greedy = replace(greedy, logprobs=True)
     with tempfile.TemporaryDirectory() as folder:
         grey = [row | {"uris": [blank(uri, Path(folder)) for uri in row["uris"]]} for row in rows]
         asked = {"true": rows, "grey": grey, "none": [row | {"uris": []} for row in rows], "again": rows}
         first = [named(kind, row) for kind, own in asked.items() if kind != "again" for row in own]
         said = by_name(answer(pa.Table.from_pylist(first, schema=PROMPT), greedy, f"{label}: sight"))
         second = pa.Table.from_pylist([named("again", row) for row in rows], schema=PROMPT)
-        said |= by_name(answer(second, replace(greedy, seed=1), f"{label}: sight, again"))
-    return {kind: [said[named(kind, row)["question_id"]] for row in own] for kind, own in asked.items()}
-
-
-def least_tokens(seen: dict[str, list[dict]]) -> int | None:
-    """By how many tokens an image makes a prompt longer, at least; None where nobody counts. Raises EndpointError."""
-    tokens = [
-        (true["prompt_tokens"], none["prompt_tokens"])
-        for true, none in zip(seen["true"], seen["none"], strict=True)
-        if not (true["error"] or none["error"]) and None not in (true["prompt_tokens"], none["prompt_tokens"])
-    ]
-    least = min((true - none for true, none in tokens), default=None)
-    if least is not None and least <= 0:
-        longest = max(true for true, _ in tokens)
-        raise EndpointError(f"the endpoint does not see images: prompts are as long without them ({longest} tokens)")
-    return least
+        said |= by_name(answer(second, replace(greedy, seed=greedy.seed + 1), f"{label}: sight, again"))
+    return Looks(rows, {kind: [said[named(kind, row)["question_id"]] for row in own] for kind, own in asked.items()})
 
 
 def probes(prompts: pa.Table, count: int) -> list[dict]:
@@ -133,9 +206,14 @@ def by_name(completions: pa.Table) -> dict[str, dict]:
     return {row["question_id"]: row for row in completions.to_pylist()}
 
 
-def change(left: dict, right: dict) -> float:
-    """The difference of two answers: 1 for another text, else that of the entropies."""
-    return float(left["text"] != right["text"]) or abs((left["entropy"] or 0.0) - (right["entropy"] or 0.0))
+def change(prompt: str, left: dict, right: dict) -> float:
+    """The difference of two answers: 1 for another letter (another text where the prompt shows no options), else that
+    of the entropies. Prose about the same letter is the same answer: some endpoints word it anew each time."""
+    if re.search(r"^A\. ", prompt, re.MULTILINE):
+        other = matched(left["text"], LETTERS) != matched(right["text"], LETTERS)
+    else:
+        other = left["text"] != right["text"]
+    return float(other) or abs((left["entropy"] or 0.0) - (right["entropy"] or 0.0))
 
 
 def check_tokens(completions: pa.Table) -> None:

@@ -1,5 +1,6 @@
 """The evaluating phase: ask, score, collect failures, cluster them."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,18 +86,20 @@ def found_weak(folder: Path, questions: pa.Table, completions: pa.Table, scores:
 def evaluate_endpoint(
     folder: Path, world: World, split: str, *, config: Config, answer: Answer, ask_judge: Answer | None = None
 ) -> dict:
-    """R runs of any model on one split of a world: completions, scores, failures (.parquet), rates.json, crossings.json
-    and metrics.json, which is returned. Raises as `evaluate`."""
+    """R runs of any model on one split of a world: completions, scores, failures, sight (.parquet), rates.json,
+    crossings.json and metrics.json, which is returned. Raises as `evaluate`, and EndpointError when `folder` holds
+    answers of another model of that name."""
     images = world.images.filter(pc.equal(world.images["split"], split))
     questions = world.questions.filter(pc.is_in(world.questions["image_id"], images["image_id"].combine_chunks()))
     questions = with_image(questions, split, images)
-    sight = check_sight(prompts(questions), answer, several(config), split)
+    sight = check_sight(prompts(questions), answer, several(config), split, trusted=config.evaluate.trust_sight,
+                        seed=secrets.randbelow(1 << 30), remembered=folder / "sight.parquet")  # fmt: skip
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
     label = f"{split} x {config.evaluate.runs}"
     completions, scores = measure(folder, "", questions, several(config), label, config=config, answer=answer,
                                   ask_judge=ask_judge, patient_of=patient_of)  # fmt: skip
     found_weak(folder, questions, completions, scores, config)
-    metrics = {split: accuracy(scores), "sight": sight}
+    metrics = {"split": split, split: accuracy(scores), "sight": sight}
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -122,7 +125,7 @@ def evaluate(
     """
     settings = config.evaluate
     dev, test = (with_image(split, name, images) for split, name in ((dev, "dev"), (test, "test")))
-    sight = check_sight(prompts(dev), answer, several(config), "dev")
+    sight = check_sight(prompts(dev), answer, several(config), "dev", trusted=settings.trust_sight)
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
 
     means = {"config": config, "answer": answer, "ask_judge": ask_judge, "patient_of": patient_of}

@@ -154,7 +154,7 @@ def own_line(result: dict, tasks: Sequence[str]) -> Line:
         sum(scores.values(), []),
         digits_of(tasks),
         ours=True,
-        label="own wording" if any(reworded(result, task) for task in judged) else "",
+        label="own wording" if result["wording"] == "own wording" or any(reworded(result, task) for task in judged) else "",
         key=last.value if last else float("-inf"),
     )
 
@@ -275,6 +275,8 @@ def facts(result: dict, published: bool) -> Iterator[str]:
     """How one result came about, as far as it bears on comparing it."""
     runs = f"{result['runs']} runs, perception is the mean over them" if result["runs"] > 1 else "one run"
     yield f"temperature {result['temperature']:g}{' (greedy)' * (result['temperature'] == 0)}, {runs}."
+    if (verdict := (result.get("sight") or {}).get("verdict", "sees")) != "sees":
+        yield f"the guard's verdict on whether it sees images: {verdict}; it was trusted to."
     if result["wording"] == "own wording" and result["perception"]:
         yield "perception asked in our own wording, not in the benchmark's; letters matched by its rules."
     for task in TASKS:

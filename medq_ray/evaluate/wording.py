@@ -22,8 +22,8 @@ class Wording:
 
     label: str
     """official | own wording"""
-    mcq: str
-    """Multiple choice, with {question} and {option_text} in it."""
+    mcq: Mapping[str, str]
+    """Release (MedQ-Bench, MedQ-Deg) -> multiple choice, with {question} and {option_text} in it."""
     description: str
     """Asked of an image where the release has no question of its own."""
     comparison: str
@@ -95,12 +95,14 @@ _SINGLE = {
     ),
 }
 
+_MCQ = (
+    "Look at the image and choose the option that is right.\n\n{question}\n\nOptions:\n{option_text}\n\n"
+    "Reply with its letter and nothing else."
+)
+
 OWN = Wording(
     label="own wording",
-    mcq=(
-        "Look at the image and choose the option that is right.\n\n{question}\n\nOptions:\n{option_text}\n\n"
-        "Reply with its letter and nothing else."
-    ),
+    mcq={"MedQ-Bench": _MCQ, "MedQ-Deg": _MCQ},
     description=(
         "How good is this medical image technically? Write three to five sentences for a colleague who cannot see it: "
         "sharpness, contrast, noise and artefacts, where they are and what they cost the reader. Let the last sentence "
@@ -134,10 +136,12 @@ OWN = Wording(
 COMMIT = "e8e78f05"
 """The commit of open-compass/VLMEvalKit whose texts are the official ones."""
 CAPTION, MCQ, PAIRED = "medqbench_caption.py", "medqbench_mcq.py", "medqbench_paired_description.py"
-HOLDS = {CAPTION: "description and its rubrics", MCQ: "mcq", PAIRED: "comparison and its rubrics"}
+DEG = "medq_deg_bench.py"
+HOLDS = {CAPTION: "description and its rubrics", MCQ: "mcq", PAIRED: "comparison and its rubrics", DEG: "MedQ-Deg mcq"}
 """File of the evaluator -> the templates in it."""
 DIGESTS = {
     "mcq": ("423695ff91b36dbe", "d857347104d6b3ac"),  # the second: the author's fork, with a space at the end
+    "MedQ-Deg mcq": ("c28f797cd97ec2b9",),
     "description": ("d0e688437fbc2699",),
     "comparison": ("f5729483c55d8bfe",),
     "description completeness": ("7c24fd3bf644e126",),
@@ -153,13 +157,17 @@ DIGESTS = {
 
 
 def load_official(path: Path) -> Wording:
-    """The official wording from a copy of the evaluator: one of its three files, their folder or one above it.
+    """The official wording from a copy of the evaluator: one of its files, their folder or one above it.
 
     Raises ValueError, one line with the file and the template, when a file is missing or no Python, or a template is
     not where the evaluator has it or is not the official text to the letter.
     """
     folder = _folder(path)
     caption, mcq, paired = (_parsed(folder, name) for name in (CAPTION, MCQ, PAIRED))
+    choices = {"MedQ-Bench": _verified("mcq", folder / MCQ, _assigned(mcq, "prompt", "build_prompt"))}
+    if (folder / DEG).exists():  # the author's fork has none
+        deg = _assigned(_parsed(folder, DEG), "prompt", "build_prompt")
+        choices["MedQ-Deg"] = _verified("MedQ-Deg mcq", folder / DEG, deg)
     rubrics = _entries(_assigned(caption, "PROMPT_TEMPLATES"))
     paired_rubrics = _entries(_assigned(paired, "PAIRED_PROMPT_TEMPLATES"))
     for axis, node in paired_rubrics.items():
@@ -169,7 +177,7 @@ def load_official(path: Path) -> Wording:
     double = {axis: _verified(f"comparison {axis}", folder / PAIRED, paired_rubrics.get(axis)) for axis in AXES}
     return Wording(
         label="official",
-        mcq=_verified("mcq", folder / MCQ, _assigned(mcq, "prompt", "build_prompt")),
+        mcq=choices,
         description=_verified("description", folder / CAPTION, _assigned(caption, "data['question']", "load_data")),
         comparison=_verified("comparison", folder / PAIRED, _assigned(paired, "data['question']", "load_data")),
         single=single,

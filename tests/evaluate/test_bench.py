@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -119,7 +120,8 @@ def test_the_command_runs_several_models_and_goes_on_where_it_was(ray_local, stu
     assert "> a/1" in shown.output and "> b" in shown.output and "GPT-5" in shown.output
     total = stub.state()["total"]
     assert CliRunner().invoke(cli.main, command).output.splitlines()[-1] == shown.output.splitlines()[-1]
-    assert stub.state()["total"] == total
+    probes = sum(read_json(tmp_path / "out" / name / "result.json")["sight"]["probes"] for name in ("a-1", "b"))
+    assert stub.state()["total"] == total + 4 * probes  # are they still the same models?
     found = read_json(tmp_path / "out" / "result.json")
     assert [row["model"] for row in found["results"]] == ["a/1", "b"] and len(found["ranks"]) == 2
     assert (tmp_path / "out" / "a-1" / "scores.parquet").exists()
@@ -127,9 +129,9 @@ def test_the_command_runs_several_models_and_goes_on_where_it_was(ray_local, stu
 
 def test_absent_options_are_not_shown_and_letters_keep_their_places(release):
     questions = release.tables["perception"]
-    prompts = dict(zip(questions["question_id"].to_pylist(), prompts_of(questions, "ABCD", OWN)["prompt"].to_pylist(), strict=True))
+    prompts = dict(zip(questions["question_id"].to_pylist(), prompts_of(questions, "MedQ-Bench", OWN)["prompt"].to_pylist(), strict=True))
     assert "A. Blur\nC. Bubbles\n" in prompts["perception-9"] and "B. " not in prompts["perception-9"]
-    pairs = prompts_of(release.tables["comparison"], "ABCD", OWN).to_pylist()
+    pairs = prompts_of(release.tables["comparison"], "MedQ-Bench", OWN).to_pylist()
     assert all(len(row["uris"]) == 2 for row in pairs)
     assert questions.schema == BENCH_QUESTION
 
@@ -143,13 +145,26 @@ def test_absent_options_are_not_shown_and_letters_keep_their_places(release):
 def test_a_list_of_models_that_is_none_is_told(tmp_path, text, complaint):
     (tmp_path / "models.yaml").write_text(text)
     with pytest.raises(ValueError, match=complaint):
-        models_of(None, None, tmp_path / "models.yaml", 8)
+        models_of(None, None, tmp_path / "models.yaml", concurrency=8)
 
 
 def test_options_that_do_not_go_together_are_told():
     for options in ((None, None, None), ("http://127.0.0.1:1/v1", None, None), ("u", "m", Path("f"))):
         with pytest.raises(ValueError, match="give --base-url and --model, or --models"):
-            models_of(*options, 8)
+            models_of(*options, concurrency=8)
     assert column_map(["severity=level"]) == {"severity": "level"}
     with pytest.raises(ValueError, match="expected OURS=THEIRS"):
         column_map(["severity"])
+
+
+def test_a_copy_of_the_evaluator_without_a_releases_prompt_is_told(release):
+    old = replace(OWN, mcq={"MedQ-Deg": "{question}"})
+    with pytest.raises(ValueError, match="has no prompt of MedQ-Bench"):
+        prompts_of(release.tables["perception"], "MedQ-Bench", old)
+
+
+def test_repeating_a_greedy_answer_is_warned_about():
+    assert Protocol(OWN).warnings() == Protocol(OWN, runs=3, temperature=0.5).warnings() == []
+    (runs,) = Protocol(OWN, runs=3).warnings()
+    (rounds,) = Protocol(OWN, rounds=2, temperature=0.5).warnings()
+    assert "3 runs at temperature 0" in runs and "2 judge rounds at temperature 0" in rounds

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from medq_ray import cli
-from medq_ray.artifacts import write_table
-from medq_ray.evaluate.compare import compare, mcnemar
+from medq_ray.artifacts import write_json, write_table
+from medq_ray.evaluate.compare import compare, mcnemar, scores_of
 from medq_ray.schema import SCORE
 
 
@@ -94,10 +94,27 @@ def test_the_command_compares_two_folders(tmp_path):
     for name, wrong in (("a", 60), ("b", 30)):
         table = scores({f"q{i:02d}": int(i < wrong) for i in range(100)}, capabilities=lambda name: [f"tens:{name[1]}"])
         write_table(tmp_path / name / "scores.parquet", table, SCORE)
+        write_json(tmp_path / name / "metrics.json", {"split": "dev"})
     command = ["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]
     shown = CliRunner().invoke(cli.main, command)
     assert shown.exit_code == 0 and "+30.0" in shown.output and "3 of 10 capabilities moved" in shown.output
     found = json.loads(CliRunner().invoke(cli.main, [*command, "--json"]).output)
     assert found["difference"] == 0.3 and found["capabilities"]["tens:4"]["moved"] == "up"
     missing = CliRunner().invoke(cli.main, ["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path)])
-    assert missing.exit_code == 1 and "no scores.parquet there" in missing.output
+    assert missing.exit_code == 1 and f"{tmp_path}: no finished evaluation" in missing.output
+    write_json(tmp_path / "b" / "metrics.json", {"split": "test"})
+    for options, complaint in (([], "is an evaluation of dev,"), (["--split", "test"], "an evaluation of dev, not of test")):
+        mixed = CliRunner().invoke(cli.main, [*command, *options])
+        assert mixed.exit_code == 1 and complaint in mixed.output
+
+
+@pytest.mark.parametrize("inside", ["", "evaluate"])
+def test_an_iteration_has_both_splits_and_dev_is_meant_unless_test_is_said(tmp_path, inside):
+    dev, test = scores({"q1": 0}), scores({"q2": 0})
+    for name, table in (("scores.parquet", dev), ("test_scores.parquet", test)):
+        write_table(tmp_path / inside / name, table, SCORE)
+    write_json(tmp_path / inside / "metrics.json", {"dev": {}, "test": {}})
+    assert scores_of(tmp_path, None) == (dev, "dev") and scores_of(tmp_path, "dev") == (dev, "dev")
+    assert scores_of(tmp_path, "test") == (test, "test")
+    with pytest.raises(ValueError, match="an evaluation of dev and test, not of all"):
+        scores_of(tmp_path, "all")

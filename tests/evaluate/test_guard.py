@@ -54,15 +54,56 @@ def test_who_sees_passes_even_if_every_answer_is_the_same_letter(prompts):
     assert check_sight(prompts, Endpoint(counts=None), SAMPLING, "dev")["image_tokens"] is None
 
 
-def test_an_endpoint_whose_prompts_are_as_long_without_images_is_blind(prompts):
-    with pytest.raises(EndpointError, match="does not see images: prompts are as long without them"):
-        check_sight(prompts, Endpoint(counts=False), SAMPLING, "dev")
+def test_prompts_that_are_as_long_without_images_explain_blindness_and_prove_none(prompts):
+    with pytest.raises(EndpointError, match="does not look at images: .* prompts are as long without images"):
+        check_sight(prompts, Endpoint(sees=False, counts=False), SAMPLING, "dev")
+    found = check_sight(prompts, Endpoint(counts=False), SAMPLING, "dev")  # some count no image tokens
+    assert (found["verdict"], found["image_tokens"]) == ("sees", 0)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
-def test_an_endpoint_that_does_not_look_is_blind_whatever_its_noise(prompts, noise):
-    with pytest.raises(EndpointError, match="does not look at images"):
+@pytest.mark.parametrize(
+    ("noise", "complaint"), [(0.0, "does not look at images"), (0.01, "cannot tell whether"), (0.3, "cannot tell whether")]
+)
+def test_an_endpoint_that_does_not_look_never_passes_unless_it_is_trusted(prompts, noise, complaint, capsys):
+    with pytest.raises(EndpointError, match=complaint):
         check_sight(prompts, Endpoint(sees=False, noise=noise), SAMPLING, "dev")
+    found = check_sight(prompts, Endpoint(sees=False, noise=noise), SAMPLING, "dev", trusted=True)
+    assert found["verdict"] == ("cannot tell" if noise else "blind") and complaint in capsys.readouterr().out
+
+
+class Talker:
+    """Names a letter by the brightness of the picture, in prose that differs every time; no logprobs."""
+
+    def __init__(self, sees: bool):
+        self.sees, self.said = sees, 0
+
+    def __call__(self, prompts: pa.Table, sampling, label: str) -> pa.Table:
+        rows = []
+        for row in prompts.to_pylist():
+            self.said += 1
+            light = np.mean([read_image(uri).mean() for uri in row["uris"]]) if row["uris"] and self.sees else 0
+            text = f"The picture, seen {self.said} times now, suggests that the answer must be ({'BC'[int(light > 60)]})."
+            rows.append({"question_id": row["question_id"], "run": 0, "text": text, "error": "", "entropy": None})
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+
+def test_prose_about_the_same_letter_is_the_same_answer(prompts):
+    rows = [row | {"prompt": row["prompt"] + "\nA. x\nB. y\nC. z"} for row in prompts.to_pylist()]
+    lettered = pa.Table.from_pylist(rows, schema=PROMPT)
+    assert check_sight(lettered, Talker(True), SAMPLING, "dev")["again"] == 0
+    with pytest.raises(EndpointError, match="does not look at images"):
+        check_sight(lettered, Talker(False), SAMPLING, "dev")
+    with pytest.raises(EndpointError, match="cannot tell whether"):
+        check_sight(prompts, Talker(True), SAMPLING, "dev")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_another_model_behind_the_same_name_is_noticed(prompts, tmp_path, noise):
+    means = {"remembered": tmp_path / "sight.parquet"}
+    for seed in (1, 2):  # the same model, asked anew
+        check_sight(prompts, Endpoint(noise=noise, contrast=5.0), SAMPLING, "dev", seed=seed, **means)
+    with pytest.raises(EndpointError, match="dev: another model answers under this name .* give another --out"):
+        check_sight(prompts, Endpoint(noise=noise, contrast=4.0), SAMPLING, "dev", **means)
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])

@@ -77,10 +77,20 @@ class Dataset:
         )
         return prompt
 """
-FILES = {wording.CAPTION: CAPTION, wording.PAIRED: PAIRED, wording.MCQ: MCQ}
+DEG = """
+class Dataset:
+    def build_prompt(self, line):
+        prompt = (
+            f'{question}\\n\\n'
+            f'{option_text} which?'
+        )
+        return prompt
+"""
+FILES = {wording.CAPTION: CAPTION, wording.PAIRED: PAIRED, wording.MCQ: MCQ, wording.DEG: DEG}
 COMPLETENESS = "#User: how much of [GOLDEN DESC] is in [MLLM DESC]? Score:"
 TEXTS = {
     "mcq": "Look:\n\n{question}\n\nOptions:\n{option_text}\n\nLetter.",
+    "MedQ-Deg mcq": "{question}\n\n{option_text} which?",
     "description": 'Describe "one" image. Briefly.',
     "comparison": "Compare two images.",
     "description completeness": COMPLETENESS,
@@ -121,8 +131,8 @@ def refusal(path) -> str:
 def test_every_template_is_resolved(evaluator):
     loaded = load_official(evaluator)
     assert loaded.label == "official"
-    assert (loaded.mcq, loaded.description, loaded.comparison) == (
-        TEXTS["mcq"], TEXTS["description"], TEXTS["comparison"])  # fmt: skip
+    assert loaded.mcq == {"MedQ-Bench": TEXTS["mcq"], "MedQ-Deg": TEXTS["MedQ-Deg mcq"]}
+    assert (loaded.description, loaded.comparison) == (TEXTS["description"], TEXTS["comparison"])
     assert loaded.single == {axis: TEXTS[f"description {axis}"] for axis in AXES}
     assert loaded.paired == {axis: TEXTS[f"comparison {axis}"] for axis in AXES}
     assert list(loaded.single) == list(loaded.paired) == list(AXES)
@@ -159,6 +169,7 @@ def test_of_several_copies_the_highest_is_read(evaluator):
         (wording.CAPTION, "PROMPT_TEMPLATES = {", "PROMPT_TEMPLATES = [0] or {", "description completeness"),
         (wording.CAPTION, "def load_data", "def load", "description"),
         (wording.PAIRED, "Compare", "Contrast", "comparison"),
+        (wording.DEG, "which", "what", "MedQ-Deg mcq"),
         (wording.PAIRED, "paired consistent", "paired", "comparison consistency"),
         (wording.PAIRED, "which", "what", "comparison quality_accuracy"),
         (wording.PAIRED, "TEMPLATES['preciseness']", "TEMPLATES['completeness']", "comparison preciseness"),
@@ -174,11 +185,16 @@ def test_anything_but_the_official_text_is_refused(evaluator, name, old, new, te
     assert str(path) in message and repr(template) in message
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name != wording.DEG])
 def test_a_missing_file_is_named(evaluator, name):
     (evaluator / name).unlink()
     message = refusal(evaluator.parents[1])
     assert str(evaluator / name) in message and wording.HOLDS[name] in message
+
+
+def test_an_evaluator_without_medq_deg_is_one_of_medq_bench(evaluator):
+    (evaluator / wording.DEG).unlink()
+    assert load_official(evaluator).mcq == {"MedQ-Bench": TEXTS["mcq"]}
 
 
 @pytest.mark.parametrize("content", [b"def (:\n    no python\n", b"x = '\xff'", b"x = '\0'"])
@@ -194,13 +210,15 @@ def test_a_folder_without_an_evaluator_is_refused(tmp_path):
 
 def test_the_real_digests_refuse_another_text(evaluator, monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setitem(wording.DIGESTS, "mcq", (digest(TEXTS["mcq"]),))
+    monkeypatch.setitem(wording.DIGESTS, "MedQ-Deg mcq", (digest(TEXTS["MedQ-Deg mcq"]),))
     message = refusal(evaluator)
     assert "7c24fd3bf644e126" in message and digest(COMPLETENESS) in message
 
 
 def test_every_template_has_its_digest():
     axes = {f"{task} {axis}" for task in ("description", "comparison") for axis in AXES}
-    assert set(wording.DIGESTS) == {"mcq", "description", "comparison"} | axes
+    assert set(wording.DIGESTS) == {"mcq", "MedQ-Deg mcq", "description", "comparison"} | axes
     assert len(wording.DIGESTS["mcq"]) == 2  # with and without the fork's space
 
 
@@ -222,13 +240,13 @@ def test_our_rubrics_anchor_two_one_and_nought_except_for_which_image_is_better(
 
 
 def test_ours_is_not_official():
-    ours = {OWN.mcq, OWN.description, OWN.comparison, *OWN.single.values(), *OWN.paired.values()}
+    ours = {*OWN.mcq.values(), OWN.description, OWN.comparison, *OWN.single.values(), *OWN.paired.values()}
     assert not {digest(text) for text in ours} & {value for values in wording.DIGESTS.values() for value in values}
 
 
 def test_a_multiple_choice_question_is_filled_as_it_is():
     question = "Is {option_text} a {brace}, {question}?"
-    prompt = fill(OWN.mcq, {"{question}": question, "{option_text}": "A. {}\nB. \\1"})
+    prompt = fill(OWN.mcq["MedQ-Bench"], {"{question}": question, "{option_text}": "A. {}\nB. \\1"})
     assert fill("a.b", {".": "b", "b": "."}) == "ab."
     lines = prompt.split("\n")
     assert lines[1:7] == ["", question, "", "Options:", "A. {}", "B. \\1"] and lines[7] == "" and len(lines) == 9

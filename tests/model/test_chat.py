@@ -103,6 +103,18 @@ def test_a_refused_request_is_an_error_of_every_choice(stub):
     assert all(choice.text == "" and choice.entropy is None for choice in reply)
 
 
+def test_what_was_given_before_a_refusal_is_kept(stub, monkeypatch):
+    """An endpoint that gives one choice at a time and refuses from the second on."""
+    choice = Choice("A")
+
+    async def answer(self, messages, sampling):
+        return [choice] if sampling.n == 3 else [Choice("", error="HTTP 400: enough")]
+
+    monkeypatch.setattr(Client, "_answer", answer)
+    reply = complete(Endpoint(stub.url, "m"))
+    assert [choice.error for choice in reply] == ["", "HTTP 400: enough", "HTTP 400: enough"]
+
+
 def test_what_no_table_can_hold_is_made_legible_or_refused():
     """Half an emoji, a list for a text, a count that is none: none of it may reach the cache."""
     half = {"choices": [{"message": {"content": "good \ud83d"}}], "usage": {"prompt_tokens": "many"}, "model": "m\udc00"}
