@@ -278,6 +278,7 @@ def evaluate(
         raise ValueError("give --compare with two folders, or --world, --base-url, --model and --out")
     from medq_ray.console import quiet
     from medq_ray.evaluate import bench as phase
+    from medq_ray.evaluate.judge import warnings
     from medq_ray.evaluate.runs import evaluate_endpoint
     from medq_ray.report.text import metrics_table
     from medq_ray.serving import ray_session
@@ -287,6 +288,8 @@ def evaluate(
     limits = chosen.engine.limits()
     (model,) = phase.models_of(base_url, name, None, **limits)
     judge = phase.judge_at(chosen.judge.base_url, chosen.judge.model, **limits)
+    for line in warnings(judge.model, name, None) if judge else ():
+        click.echo(f"warning: {line}", err=True)
     world, out = read_world(world_path), out.resolve()
     with resumable(), quiet(out / phase.LOG, people=2 if as_json else 1), ray_session(out / phase.LOG):
         answer = phase.asker(model, out / "cache" / "model")

@@ -164,6 +164,7 @@ COMPLETION = pa.schema(
         ("seed", pa.int64()),
         ("text", pa.string()),  # '' when failed
         ("entropy", pa.float64()),  # eq. 3; null without logprobs
+        ("logprobs", pa.list_(pa.float32())),  # of the sampled tokens, in nats; null where the endpoint gives none
         ("tokens", pa.int32()),
         ("prompt_tokens", pa.int32()),  # null where the endpoint does not say
         ("image_tokens", pa.int32()),  # of the prompt's tokens; null where the endpoint does not say

@@ -54,18 +54,20 @@ class Protocol:
     """Go on where the guard does not find that a model sees."""
 
     def warnings(self) -> list[str]:
-        """What repeats itself instead of varying."""
+        """What the user may have meant otherwise."""
         repeated = {"runs": (self.runs, self.temperature), "judge rounds": (self.rounds, self.judge_temperature)}
         return [
-            f"{count} {name} at temperature 0 repeat one answer: their scatter says nothing; give a temperature"
+            f"{count} {name} at temperature 0 repeat one answer: what scatter they have is the endpoint's own"
             for name, (count, temperature) in repeated.items()
             if count > 1 and temperature == 0
         ]
 
 
 def models_of(base_url: str | None, name: str | None, file: Path | None, **limits: float) -> list[Endpoint]:
-    """The models to run: one, or those of a YAML file, all with these limits of Endpoint. Raises ValueError for anything else, EndpointError for a key
-    that is not there."""
+    """The models to run, one or those of a YAML file, all with these limits (fields of Endpoint).
+
+    Raises ValueError for anything else, EndpointError for a key that is not there.
+    """
     if (file is None) != bool(base_url and name) or (file and (base_url or name)):
         raise ValueError("give --base-url and --model, or --models with a file of several")
     rows = [{"base_url": base_url, "model": name}]
@@ -148,7 +150,7 @@ def run_model(
               "failed": pc.sum(pc.not_equal(completions["error"], "")).as_py(), "notes": release.notes,
               **dict.fromkeys(("perception", *JUDGED))}  # fmt: skip
     if "perception" in tasks:
-        scores = score(tasks["perception"].select(QUESTION.names), said["perception"], GAMMA)
+        scores = score(tasks["perception"].select(QUESTION.names).sort_by("question_id"), said["perception"], GAMMA)
         write_table(folder / "scores.parquet", scores, SCORE)
         write_json(folder / "rates.json", rates(scores))
         result["perception"] = accuracy(scores)
@@ -192,7 +194,7 @@ def text_of(question: Mapping, release: str, wording: Wording) -> str:
     pairs = zip(LETTERS[release], question["options"], strict=True)
     shown = [f"{letter}. {option}" for letter, option in pairs if option]
     if release not in wording.mcq:
-        raise ValueError(f"the copy of the evaluator has no prompt of {release}; give a newer one to --templates, or none")
+        raise ValueError(f"this copy of the evaluator has no prompt of {release}; give --templates a newer one, or none")
     return fill(wording.mcq[release], {"{question}": question["text"], "{option_text}": "\n".join(shown)})
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow as pa
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.evaluate.scoring import Z95
 from medq_ray.schema import PERCEPTION_KINDS
+from medq_ray.tables import rows_of
 
 SIGNIFICANT = 0.05
 """Of Holm's adjusted p, below which a capability has moved (our choice)."""
@@ -54,32 +56,33 @@ def compare(before: pa.Table, after: pa.Table) -> dict:
     answer in one of the tables are left out and counted as 'unanswered'. Raises ValueError when the tables are of
     different questions, or have none to compare.
     """
-    rows = [
-        {row["question_id"]: row for row in table.to_pylist() if row["kind"] in PERCEPTION_KINDS}
-        for table in (before, after)
-    ]
-    if rows[0].keys() != rows[1].keys():
-        odd = min(rows[0].keys() ^ rows[1].keys())
-        raise ValueError(f"the two score tables are of different questions; only one has {odd}")
-    unanswered = [name for name in rows[0] if any(table[name]["error_rate"] is None for table in rows)]
-    for table in rows:
-        for name in unanswered:
-            del table[name]
-    if not rows[0]:
-        raise ValueError("the two score tables have no perception questions to compare")
     every: list[tuple[str, float]] = []
     groups: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for name, row in sorted(rows[1].items()):
-        every.append((row["patient"], rows[0][name]["error_rate"] - row["error_rate"]))
-        for capability in row["capabilities"]:
+    unanswered = 0
+    for old, new in zip_longest(perception(before), perception(after)):
+        names = {row["question_id"] for row in (old, new) if row}
+        if len(names) > 1 or not (old and new):
+            raise ValueError(f"the two score tables are of different questions; only one has {min(names)}")
+        if old["error_rate"] is None or new["error_rate"] is None:
+            unanswered += 1
+            continue
+        every.append((new["patient"], old["error_rate"] - new["error_rate"]))
+        for capability in new["capabilities"]:
             groups[capability].append(every[-1])
+    if not every:
+        raise ValueError("the two score tables have no perception questions to compare")
     found = {capability: paired(changes) for capability, changes in sorted(groups.items())}
     worst = 0.0
     for rank, row in enumerate(sorted(found.values(), key=lambda row: row["p_mcnemar"])):
         worst = max(worst, min(1.0, row["p_mcnemar"] * (len(found) - rank)))  # Holm
         row["p_holm"] = worst
         row["moved"] = "" if worst >= SIGNIFICANT else "up" if row["difference"] > 0 else "down"
-    return paired(every) | {"unanswered": len(unanswered), "capabilities": found}
+    return paired(every) | {"unanswered": unanswered, "capabilities": found}
+
+
+def perception(scores: pa.Table) -> Iterator[dict]:
+    """The rows of perception questions, sorted by question_id."""
+    return (row for row in rows_of(scores.sort_by("question_id")) if row["kind"] in PERCEPTION_KINDS)
 
 
 ITERATION = {"dev": "scores.parquet", "test": "test_scores.parquet"}

@@ -23,6 +23,7 @@ from medq_ray.model.ask import Answer
 from medq_ray.model.chat import EndpointError, Sampling
 from medq_ray.questions import LETTERS
 from medq_ray.schema import COMPLETION, PROMPT
+from medq_ray.tables import rows_of
 
 PROBES = (8, 64)
 """Questions that are asked four ways: a few, and more of them where the same question has not the same answer twice, or
@@ -169,17 +170,18 @@ def look(rows: list[dict], answer: Answer, greedy: Sampling, label: str) -> Look
 def probes(prompts: pa.Table, count: int) -> list[dict]:
     """At most `count` prompts with images that can be read, evenly from all over the table; one of each image as long
     as there are enough."""
-    rows = sorted((row for row in prompts.to_pylist() if row["uris"]), key=lambda row: row["question_id"])
-    first = {row["uris"][0]: row for row in reversed(rows)}
-    rows = rows if len(first) < min(count, len(rows)) else sorted(first.values(), key=lambda row: row["question_id"])
-    readable = [row for row in spread(rows, 2 * count) if can_be_read(row["uris"])]
-    return spread(readable, count)
+    named = sorted((row["question_id"], row["uris"][0]) for row in rows_of(prompts) if row["uris"])
+    first = {uri: name for name, uri in reversed(named)}
+    names = [name for name, _ in named] if len(first) < min(count, len(named)) else sorted(first.values())
+    chosen = pc.is_in(prompts["question_id"], pa.array(spread(names, 2 * count), pa.string()))
+    rows = prompts.filter(chosen).sort_by("question_id").to_pylist()
+    return spread([row for row in rows if can_be_read(row["uris"])], count)
 
 
-def spread(rows: list[dict], count: int) -> list[dict]:
-    """`count` of the rows, evenly spaced; all where there are fewer."""
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    return [rows[place] for place in dict.fromkeys(places.tolist())]
+def spread(items: list, count: int) -> list:
+    """`count` of the items, evenly spaced; all where there are fewer."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in dict.fromkeys(places.tolist())]
 
 
 def can_be_read(uris: list[str]) -> bool:

@@ -24,7 +24,7 @@ from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
 from medq_ray.tables import rows_of, table_of
 
-FEW = 64
+FEW = 128
 """Requests that are made in this process: Ray Data takes three seconds to start its actor."""
 BLOCK = 32
 """Requests that one Ray Data task makes, at least: progress and fault tolerance are by block."""

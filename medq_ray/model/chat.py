@@ -93,8 +93,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion. `entropy` is eq. 3: mean negative log-likelihood of the sampled tokens in nats, None without
-    logprobs. `error` is '' or why there is no text. The token counts of the prompt are None, the names '' where the
+    """One completion. `entropy` is eq. 3: mean negative log-likelihood of the sampled tokens in nats, and `logprobs` are
+    theirs, one by one; None where the endpoint gives none. `error` is '' or why there is no text. The token counts of the prompt are None, the names '' where the
     endpoint does not say."""
 
     text: str
@@ -106,6 +106,7 @@ class Choice:
     image_tokens: int | None = None
     served_model: str = ""
     fingerprint: str = ""
+    logprobs: list[float] | None = None
 
 
 class Malformed(ValueError):
@@ -148,14 +149,15 @@ def legible(text: object) -> str:
 
 
 def read_choice(choice: dict, facts: dict) -> Choice:
-    content = (choice.get("logprobs") or {}).get("content") or []
+    logprobs = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or []]
     message = choice["message"]
     return Choice(
         text=legible(message["content"] or ""),
-        entropy=-math.fsum(token["logprob"] for token in content) / len(content) if content else None,
-        tokens=len(content) or None,
+        entropy=-math.fsum(logprobs) / len(logprobs) if logprobs else None,
+        tokens=len(logprobs) or None,
         finish_reason=legible(choice.get("finish_reason") or ""),
         error="refused: " + legible(message["refusal"]) if message.get("refusal") else "",
+        logprobs=logprobs or None,
         **facts,
     )
 

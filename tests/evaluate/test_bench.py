@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,8 @@ def test_the_served_model_scores_what_its_raw_answers_score(vlm_endpoint, stub, 
     protocol = Protocol(OWN, runs=3, temperature=0.7, max_tokens=24)
     (result,) = bench(tmp_path / "out", release, [model], judge, protocol)
     again = recomputed(tmp_path / "out" / "base")
+    for row in pq.read_table(tmp_path / "out" / "base" / "completions.parquet").to_pylist():
+        assert len(row["logprobs"]) == row["tokens"] and row["entropy"] == pytest.approx(-fmean(row["logprobs"]), abs=1e-5)
     assert result["perception"]["n"] == again["n"] == len(GOLD) and result["failed"] == 0
     assert result["perception"]["accuracy"] == pytest.approx(again["accuracy"], abs=1e-6)
     assert {kind: row["accuracy"] for kind, row in result["perception"]["by_kind"].items()} == pytest.approx(

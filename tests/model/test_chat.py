@@ -46,9 +46,9 @@ def test_choices_have_texts_entropies_and_tokens(stub):
 def test_entropy_is_the_mean_negative_logprob_and_absent_without_logprobs(stub):
     scores = {"content": [{"logprob": -1.0}, {"logprob": -2.0}]}
     body = {"choices": [{"message": {"content": "a b"}, "logprobs": scores}]}
-    assert read_reply(json.dumps(body))[0].entropy == 1.5
+    assert read_reply(json.dumps(body))[0].entropy == 1.5 and read_reply(json.dumps(body))[0].logprobs == [-1.0, -2.0]
     reply = complete(Endpoint(stub.url, "m"), Sampling(n=1, logprobs=False))
-    assert reply[0].entropy is None and reply[0].tokens == 1  # tokens then come from the usage
+    assert reply[0].entropy is reply[0].logprobs is None and reply[0].tokens == 1  # tokens then come from the usage
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 408, None])

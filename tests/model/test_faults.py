@@ -16,7 +16,7 @@ from stub import DEADLY, FAULTS, fault_of
 
 from medq_ray import config
 from medq_ray.images import encode_png, pixel_digest
-from medq_ray.model.ask import ask
+from medq_ray.model.ask import FEW, ask
 from medq_ray.model.asker import CULPRIT
 from medq_ray.model.chat import Endpoint, EndpointError, Sampling
 from medq_ray.schema import PROMPT
@@ -39,13 +39,13 @@ def prompts(folder: Path, count: int, deadly: tuple[int, ...] = ()) -> tuple[pa.
 
 @pytest.mark.engine
 def test_every_question_has_one_outcome_whatever_the_endpoint_does(ray_local, stub, tmp_path):
-    asked, faults = prompts(tmp_path, 120)
+    asked, faults = prompts(tmp_path, FEW + 20)
     assert set(faults.values()) == {"", *FAULTS}
     healthy = ask(asked, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "healthy", "asking")
     with running_stub("--faults") as ill:
         endpoint = Endpoint(ill.url, "m", retries=2, timeout=1.0)
         table = ask(asked, endpoint, SAMPLING, tmp_path / "ill", "asking")
-        again = ask(asked, endpoint, SAMPLING, tmp_path / "ill", "asking")
+        again = ask(asked, endpoint, SAMPLING, tmp_path / "ill", "asking")  # what got no answer gets none again
     assert again.equals(table)
     assert table.select(["question_id", "run"]).equals(healthy.select(["question_id", "run"]))
     for sick, well in zip(table.to_pylist(), healthy.to_pylist(), strict=True):
@@ -71,7 +71,7 @@ def test_an_endpoint_that_answers_only_small_talk_is_unusable(ray_local, stub, t
 @pytest.mark.engine
 @pytest.mark.parametrize("deadly", [(), (5, 41)])
 def test_the_question_that_brings_an_engine_down_is_found_and_the_others_are_answered(ray_local, tmp_path, deadly):
-    asked, _ = prompts(tmp_path, 60, deadly)
+    asked, _ = prompts(tmp_path, FEW + 20 if deadly else 60, deadly)
     with running_stub("--latency", "0.05", "--down", "1.5") as stub:
         endpoint = Endpoint(stub.url, "m", concurrency=16)
         table = ask(asked, endpoint, SAMPLING, tmp_path / "cache", "asking")
