@@ -224,7 +224,7 @@ def forget_root(pool_root: Path, root: Path) -> None:
     gone, kept = forget(open_pool(pool_root), root)
     click.echo(f"{gone:,} images of {root} are forgotten; prove the splits anew: medq pool verify {pool_root}")
     if kept:
-        click.echo(f"{kept:,} stay: their files were ingested from another folder or by another reader too; forget that too")
+        click.echo(f"{kept:,} stay: their files came from another folder or reader as well; forget that too")
 
 
 @pool.command("quarantine")
@@ -292,9 +292,11 @@ def evaluate(
         click.echo(f"warning: {line}", err=True)
     world, out = read_world(world_path), out.resolve()
     with resumable(), quiet(out / phase.LOG, people=2 if as_json else 1), ray_session(out / phase.LOG):
-        answer = phase.asker(model, out / "cache" / "model")
-        ask_judge = judge and phase.asker(judge, out / "cache" / "judge")
-        metrics = evaluate_endpoint(out, world, split, config=chosen, answer=answer, ask_judge=ask_judge)
+        kept = out / "cache" / phase.folder_of(model)
+        metrics = evaluate_endpoint(
+            out, world, split, name, config=chosen, answer=phase.asker(model, kept), remembered=kept / "sight.parquet",
+            ask_judge=judge and phase.asker(judge, out / "cache" / f"judge-{phase.folder_of(judge)}"),
+        )  # fmt: skip
     click.echo(json.dumps(metrics, indent=1) if as_json else metrics_table(name, split, metrics[split]))
 
 

@@ -90,7 +90,7 @@ class Evaluate(Section):
     crossings: tuple[str, ...] = ("kind x modality",)
     """Pairs of capability axes whose error rates are reported besides those of single capabilities. Our choice."""
     trust_sight: bool = False
-    """Go on where the guard does not find that the model sees images; its verdict stays in metrics.json. Our choice."""
+    """Go on where it cannot be told whether the model sees images; metrics.json then says so. Our choice."""
 
 
 class Judge(Section):

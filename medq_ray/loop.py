@@ -294,7 +294,9 @@ class Loop:
                 "routes": self.done(t, "annotate").json("routes")["routes"],
                 "verdicts": self.done(t, "review").json("stats")["verdicts"],
                 "dropped": {
-                    name.removeprefix("dropped_"): count for name, count in trained.items() if name.startswith("dropped_")
+                    name.removeprefix("dropped_"): count
+                    for name, count in trained.items()
+                    if name.startswith("dropped_")
                 },
                 "trained_on": trained["trained_on"],
             }

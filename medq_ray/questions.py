@@ -97,13 +97,15 @@ def describe(modality: str, degradation: str, severity: str) -> str:
         else f"{severity.capitalize()} {DEGRADATION_NAMES[degradation]}."
     )
     grade = GRADES[SEVERITIES.index(severity)]
-    return f"{article(name).capitalize() if name != 'MRI' else 'An MRI'} image. {finding} Overall, the quality of this image is {grade}."
+    subject = article(name).capitalize() if name != "MRI" else "An MRI"
+    return f"{subject} image. {finding} Overall, the quality of this image is {grade}."
 
 
 def read_description(text: str) -> dict[str, str] | None:
     """Fields {modality, degradation, severity, grade} of a description in the form of `describe`, None if it has
     another form. Never guesses: an unreadable description is its own outcome."""
-    match = re.fullmatch(r"An? (\S+) image\. (.+?)\. Overall, the quality of this image is (\w+)\.?", text.strip(), re.I)
+    form = r"An? (\S+) image\. (.+?)\. Overall, the quality of this image is (\w+)\.?"
+    match = re.fullmatch(form, text.strip(), re.IGNORECASE)
     if match is None:
         return None
     names = {name.lower(): key for key, name in MODALITY_NAMES.items()}

@@ -97,7 +97,7 @@ def looked_schema(dim: int) -> pa.Schema:
             ("noise", pa.float32()),
             ("thumb", THUMB),
             ("digest", pa.string()),  # of the columns before and the embedding
-            ("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), dim)),  # reads faster than nullable
+            ("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), dim)),  # read faster
         ]
     )
 

@@ -57,7 +57,8 @@ def ray_session(log: Path) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise EngineError(f"{type(error).__name__}: {one_line(error)}; see {log}, then run the same command again") from error
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise EngineError(f"{what}; see {log}, then run the same command again") from error
     finally:
         if started:
             ray.shutdown()
@@ -91,7 +92,8 @@ def start_serve(port: int = 0) -> str:
             try:
                 probe.bind((LOOPBACK, port))
             except OSError as error:
-                raise ValueError(f"port {port} is in use; give another one (engine.port, or --port of a command), or 0 for a free one") from error
+                advice = "give another one (engine.port, or --port of a command), or 0 for a free one"
+                raise ValueError(f"port {port} is in use; {advice}") from error
     port = port or free_port()
     serve.start(
         http_options={"host": LOOPBACK, "port": port}, controller_options={"runtime_env": {"env_vars": PATIENCE}}

@@ -29,6 +29,9 @@ HOMES = {
 }
 
 
+WIDTH = 120
+
+
 def sources() -> list[Path]:
     return sorted(path for folder in ("medq_ray", "jobs", "serve_apps") for path in (ROOT / folder).rglob("*.py"))
 
@@ -113,6 +116,12 @@ def test_phases_import_without_heavy_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_lines_have_at_most_120_characters():
+    for path in sources():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= WIDTH, f"{path}:{number} has {len(line)} characters"
 
 
 def test_no_broad_except():

@@ -6,7 +6,6 @@
 """
 
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +50,7 @@ class Protocol:
     """Judge rounds."""
     judge_temperature: float = 0.0
     trust_sight: bool = False
-    """Go on where the guard does not find that a model sees."""
+    """Go on where it cannot be told whether a model sees images, or whether it is still the same model."""
 
     def warnings(self) -> list[str]:
         """What the user may have meant otherwise."""
@@ -108,7 +107,7 @@ def bench(
     """Run every model, write what the module says, and return the results as `standing.table` takes them.
 
     Descriptions and comparisons need a judge; without one they are not asked. Needs a running Ray. Raises EndpointError
-    as `ask` and `check_sight`; the same call goes on where a killed one was.
+    as `ask` and `check_sight`; the same call goes on where a killed one was, after another look at each endpoint.
     """
     results = []
     for endpoint in models:
@@ -125,7 +124,8 @@ def run_model(
 ) -> dict:
     """The result of one model."""
     folder = out / folder_of(endpoint)
-    answer = asker(endpoint, out / "cache" / folder.name)
+    kept = out / "cache" / folder.name
+    answer = asker(endpoint, kept)
     tasks = {task: questions for task, questions in release.tables.items() if task == "perception" or judge_endpoint}
     write_table(folder / "dropped.parquet", release.dropped, DROP)
     if not tasks:
@@ -136,7 +136,7 @@ def run_model(
     sampling = Sampling(n=protocol.runs, temperature=protocol.temperature, max_tokens=protocol.max_tokens,
                         seed=protocol.seed, logprobs=True)  # fmt: skip
     sight = check_sight(next(iter(prompts.values())), answer, sampling, endpoint.model, trusted=protocol.trust_sight,
-                        seed=secrets.randbelow(1 << 30), remembered=folder / "sight.parquet")  # fmt: skip
+                        remembered=kept / "sight.parquet")  # fmt: skip
     said = {
         task: answer(own, sampling if task == "perception" else replace(sampling, n=1), f"{release.split} {task}")
         for task, own in prompts.items()
@@ -194,7 +194,7 @@ def text_of(question: Mapping, release: str, wording: Wording) -> str:
     pairs = zip(LETTERS[release], question["options"], strict=True)
     shown = [f"{letter}. {option}" for letter, option in pairs if option]
     if release not in wording.mcq:
-        raise ValueError(f"this copy of the evaluator has no prompt of {release}; give --templates a newer one, or none")
+        raise ValueError(f"this copy of the evaluator has no prompt of {release}; give --templates a newer one")
     return fill(wording.mcq[release], {"{question}": question["text"], "{option_text}": "\n".join(shown)})
 
 
@@ -205,7 +205,7 @@ def judged(
     items = []
     for task in (task for task in JUDGED if task in tasks):
         golden = dict(zip(tasks[task]["question_id"].to_pylist(), tasks[task]["answer"].to_pylist(), strict=True))
-        for row in said[task].to_pylist():
+        for row in said[task].select(["question_id", "text"]).to_pylist():
             items.append({"question_id": row["question_id"], "task": task, "golden": golden[row["question_id"]],
                           "prediction": row["text"] or None})  # fmt: skip
     return judge(pa.Table.from_pylist(items, schema=ITEM), asker(endpoint, cache / f"judge-{folder_of(endpoint)}"),

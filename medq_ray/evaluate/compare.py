@@ -100,7 +100,8 @@ def scores_of(folder: Path, split: str | None) -> tuple[pa.Table, str]:
     records = [folder / name for name in ("result.json", "metrics.json") if (folder / name).exists()]
     if not (folder / "scores.parquet").exists() or not records:
         where = folder.parent if folder.name == "evaluate" else folder
-        raise ValueError(f"{where}: no finished evaluation; give an iteration or an output of `medq evaluate` or `medq bench`")
+        expected = "an iteration, an output of `medq evaluate` or a model's folder in one of `medq bench`"
+        raise ValueError(f"{where}: no finished evaluation; give {expected}")
     there = read_json(records[0]).get("split", "dev and test")  # an iteration's holds both
     if split not in (None, there):
         raise ValueError(f"{folder}: an evaluation of {there}, not of {split}")

@@ -34,6 +34,7 @@ def judged(
     asked = questions.filter(pc.equal(questions["kind"], "description"))
     golden = dict(zip(asked["question_id"].to_pylist(), asked["answer"].to_pylist(), strict=True))
     given = completions.filter(pc.is_in(completions["question_id"], asked["question_id"].combine_chunks()))
+    given = given.select(["question_id", "run", "text", "error"])
     runs = [row for row in given.to_pylist() if not row["error"]]
     items = [
         {"question_id": f"{row['question_id']}/{row['run']}", "task": "description",

@@ -23,8 +23,8 @@ def failures(questions: pa.Table, completions: pa.Table, scores: pa.Table) -> pa
     """The failure pool as schema.FAILURE, sorted by question_id: failed questions with expected and given answer.
 
     `given` is the most frequent wrong answer of the runs, the alphabetically first among equals; letters appear as the
-    options that they stand for, since a letter means nothing outside its question. questions and completions as `answered` takes
-    them, scores of these questions as `score` returns them.
+    options that they stand for, since a letter means nothing outside its question. questions and completions as
+    `answered` takes them, scores of these questions as `score` returns them.
     """
     scored = zip(answered(questions, completions), rows_of(scores), strict=True)
     rows = (failure(question, runs, score) for (question, runs), score in scored if score["failure"])

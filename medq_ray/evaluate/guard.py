@@ -6,7 +6,10 @@ is a prompt with its image? The first decides, because some endpoints do not cou
 explains.
 """
 
+import hashlib
+import json
 import re
+import secrets
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,7 @@ from medq_ray.artifacts import read_table, write_table
 from medq_ray.console import say
 from medq_ray.evaluate.scoring import matched
 from medq_ray.images import encode_png, read_image
-from medq_ray.model.ask import Answer
+from medq_ray.model.ask import Answer, file_digest
 from medq_ray.model.chat import EndpointError, Sampling
 from medq_ray.questions import LETTERS
 from medq_ray.schema import COMPLETION, PROMPT
@@ -27,13 +30,19 @@ from medq_ray.tables import rows_of
 
 PROBES = (8, 64)
 """Questions that are asked four ways: a few, and more of them where the same question has not the same answer twice, or
-where all answers are alike and only letters tell. Our choice."""
+where only letters tell. Our choice."""
 GREY = 128
 FLOOR = 1e-3
 """Change that means nothing, in nats of trajectory entropy (another answer counts 1): an engine's batches differ by
 less; a grey image changes the embedded model's answers by 0.5."""
-SURE = 2.0
+SURE = 3.0
 """Standard errors by which a grey image must change the answers of a restless endpoint more than asking again does."""
+OTHERS = 3
+"""Answers that a grey image must change where there are no logprobs: one may flicker. Our choice."""
+ALIKE = 0.05
+"""Mean change up to which the same model may answer on another day: another GPU, engine or batch. Our choice."""
+ANOTHER = 4.0
+"""Standard errors beyond which a restless endpoint is another model: every repeated command looks."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class Looks:
     seen: dict[str, list[dict]]
 
     def changes(self, kind: str) -> np.ndarray:
-        """float (n, 2): how far each answer to `kind` and to the second asking is from the true one; n answered."""
+        """float (n, 2): by how much the answer to `kind` and the second one differ from the true one, a row for each
+        prompt that was answered all three times."""
         trios = zip(self.rows, self.seen["true"], self.seen[kind], self.seen["again"], strict=True)
         pairs = [
             (change(row["prompt"], true, other), change(row["prompt"], true, again))
@@ -73,90 +83,115 @@ def check_sight(
     label: str,
     *,
     trusted: bool = False,
-    seed: int = 0,
     remembered: Path | None = None,
 ) -> dict:
-    """{verdict: sees | blind | cannot tell, probes, image_tokens (least, null where nobody counts), grey, again (mean
-    changes)}.
+    """{verdict: sees | cannot tell | no images, probes, image_tokens (least, null where nobody counts), grey, again
+    (mean changes)}.
 
-    prompts, sampling: of the evaluation; a few of the prompts are asked greedily. `seed` makes requests that are in no
-    cache. `remembered`: a file of the true answers of an earlier look, written where it is missing. Raises
-    EndpointError unless the endpoint sees, or is `trusted` to; when it refuses all images; and when it does not answer
-    as it did in the earlier look, because then another model is behind the same name.
+    prompts, sampling: of the evaluation; a few of the prompts are asked greedily. `remembered`: a file of the answers
+    of earlier looks; with it no answer is taken from the cache, and it must be the same model that answers. Raises
+    EndpointError when the endpoint is blind or refuses all images, and, unless it is `trusted`, when it cannot be told
+    whether it looks at them and when it does not answer as it did in an earlier look.
     """
+    seed = 0 if remembered is None else secrets.randbelow(1 << 30)
+    greedy = replace(sampling, n=1, temperature=0.0, seed=seed, logprobs=True)
     for count in PROBES:
-        looked = look(probes(prompts, count), answer, replace(sampling, n=1, temperature=0.0, seed=seed), label)
+        looked = look(probes(prompts, count), answer, greedy, label)
+        if not looked.rows:
+            return {"verdict": "no images", "probes": 0, "image_tokens": None, "grey": 0.0, "again": 0.0}
         pairs = looked.changes("grey")
-        found = verdict(pairs)
-        restless = len(pairs) > 0 and pairs[:, 1].mean() > FLOOR  # chance would pass a few of them for seeing
-        if not restless and (found == "sees" or looked.has_entropies()):
+        if not len(pairs):
+            every = (row["error"] for kind in ("true", "grey", "again") for row in looked.seen[kind])
+            raise EndpointError(f"the endpoint answers no question with an image: {next(filter(None, every))}")
+        if pairs[:, 1].mean() <= FLOOR and looked.has_entropies():
             break
-    if not looked.rows:
-        return {"verdict": "no images", "probes": 0, "image_tokens": None, "grey": 0.0, "again": 0.0}
-    if not len(pairs):
-        every = (row["error"] for kind in ("true", "grey", "again") for row in looked.seen[kind])
-        raise EndpointError(f"the endpoint answers no question with an image: {next(filter(None, every))}")
-    grey, again = pairs.mean(axis=0).tolist()
-    tokens = looked.image_tokens()
+    found, tokens = verdict(pairs, looked.has_entropies()), looked.image_tokens()
     if found != "sees":
-        line = complaint(found, len(pairs), grey, again, tokens)
-        if not trusted:
-            raise EndpointError(line)
-        say(f"warning: {line}")
+        complain(complaint(found, pairs, tokens), trusted=trusted and found != "blind")
     if remembered is not None:
-        check_same(looked, remembered, label)
+        check_same(looked, sampling.max_tokens, remembered, label, trusted=trusted)
+    grey, again = pairs.mean(axis=0).tolist()
     return {"verdict": found, "probes": len(looked.rows), "image_tokens": tokens, "grey": grey, "again": again}
 
 
-def verdict(pairs: np.ndarray) -> str:
-    """Whether something else than asking again changed the answers: 'sees', 'blind' or 'cannot tell'.
-
-    pairs: (n, 2), how far each answer is from another question's and from its own second one.
-    """
-    if not len(pairs):
-        return "cannot tell"
+def verdict(pairs: np.ndarray, entropies: bool) -> str:
+    """sees | blind | cannot tell, from changes (n, 2) by a grey image and by asking again."""
     more = pairs[:, 0] - pairs[:, 1]
-    if pairs[:, 1].mean() <= FLOOR:
+    if pairs[:, 1].mean() > FLOOR:
+        return "sees" if more.mean() > SURE * standard_error(more) else "cannot tell"
+    if entropies:
         return "sees" if more.mean() > FLOOR else "blind"
-    error = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else np.inf
-    return "sees" if more.mean() > SURE * error else "cannot tell"
+    return "sees" if more.sum() >= OTHERS else "cannot tell"
 
 
-def complaint(found: str, count: int, grey: float, again: float, tokens: int | None) -> str:
+def standard_error(values: np.ndarray) -> float:
+    """Of their mean; infinite for one."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
+
+
+def complain(line: str, *, trusted: bool) -> None:
+    """Raise EndpointError, or warn."""
+    if not trusted:
+        raise EndpointError(line)
+    say(f"warning: {line}")
+
+
+def complaint(found: str, pairs: np.ndarray, tokens: int | None) -> str:
     """One line about an endpoint that was not found to see."""
-    evidence = f"in {count} questions a grey image changes its answers by {grey:.3f}, asking again by {again:.3f}"
+    grey, again = pairs.mean(axis=0)
+    evidence = f"in {len(pairs)} questions a grey image changes its answers by {grey:.3f}, asking again by {again:.3f}"
     if tokens is not None:
         longer = f"{tokens} tokens longer with an image" if tokens > 0 else "as long without images"
         evidence += f", and prompts are {longer}"
     if found == "blind":
         return f"the endpoint does not look at images: {evidence}; serve a vision-language model that gets them"
-    return f"cannot tell whether the endpoint looks at images: {evidence}; if you know that it does, trust it (--trust-sight, evaluate.trust_sight)"
+    advice = "if you know that it does: --trust-sight, or evaluate.trust_sight=true"
+    return f"cannot tell whether the endpoint looks at images: {evidence}; {advice}"
 
 
-def check_same(looked: Looks, path: Path, label: str) -> None:
-    """Compare with the true answers of an earlier look, in a file that is written if it is not there.
+def check_same(looked: Looks, max_tokens: int, path: Path, label: str, *, trusted: bool) -> None:
+    """Compare with the answers to the same questions in a file of earlier looks, and add those to new ones.
 
-    Raises EndpointError when the difference is more than that between two askings.
+    Raises EndpointError, unless `trusted`, when they differ by more than the same model's would.
     """
-    if not path.exists():
-        write_table(path, pa.Table.from_pylist(looked.seen["true"], schema=COMPLETION), COMPLETION)
-        return
-    before = by_name(read_table(path))
-    there = [place for place, row in enumerate(looked.seen["true"]) if row["question_id"] in before]
+    before = by_name(read_table(path)) if path.exists() else {}
+    now = [
+        true | {"question_id": content_of(row, max_tokens)}
+        for row, true in zip(looked.rows, looked.seen["true"], strict=True)
+    ]
+    there = [place for place, row in enumerate(now) if row["question_id"] in before]
     seen = {kind: [rows[place] for place in there] for kind, rows in looked.seen.items()}
-    seen["before"] = [before[row["question_id"]] for row in seen["true"]]
+    seen["before"] = [before[now[place]["question_id"]] for place in there]
     pairs = Looks([looked.rows[place] for place in there], seen).changes("before")
-    if verdict(pairs) == "sees":
+    if len(pairs) and differs(pairs):
         changed, again = pairs.mean(axis=0)
-        raise EndpointError(
-            f"{label}: another model answers under this name than the one whose answers are kept beside {path} (they "
-            f"changed by {changed:.3f}, asking again changes them by {again:.3f}); give another --out"
+        complain(
+            f"{label}: another model answers under this name than the one whose answers are kept in {path.parent} "
+            f"(in {len(pairs)} questions they differ by {changed:.3f}, asking again by {again:.3f}): give another "
+            f"--out, or --trust-sight if you know that it is the same",
+            trusted=trusted,
         )
+    fresh = {row["question_id"]: row for row in now if row["question_id"] not in before and not row["error"]}
+    if fresh:
+        rows = sorted([*before.values(), *fresh.values()], key=lambda row: row["question_id"])
+        write_table(path, rows, COMPLETION)
+
+
+def differs(pairs: np.ndarray) -> bool:
+    """Whether answers changed, (n, 2) since an earlier look and by asking again, more than the same model's would."""
+    more = pairs[:, 0] - pairs[:, 1]
+    restless = pairs[:, 1].mean() > FLOOR
+    return bool(more.mean() > max(ALIKE, ANOTHER * standard_error(more) if restless else 0.0))
+
+
+def content_of(row: dict, max_tokens: int) -> str:
+    """What makes two probes the same, whatever they are called: pictures, prompt and length of the answer."""
+    content = [[file_digest(uri) for uri in row["uris"]], row["prompt"], max_tokens]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def look(rows: list[dict], answer: Answer, greedy: Sampling, label: str) -> Looks:
     """Ask some prompts four ways."""
-    greedy = replace(greedy, logprobs=True)
     with tempfile.TemporaryDirectory() as folder:
         grey = [row | {"uris": [blank(uri, Path(folder)) for uri in row["uris"]]} for row in rows]
         asked = {"true": rows, "grey": grey, "none": [row | {"uris": []} for row in rows], "again": rows}
@@ -215,7 +250,9 @@ def change(prompt: str, left: dict, right: dict) -> float:
         other = matched(left["text"], LETTERS) != matched(right["text"], LETTERS)
     else:
         other = left["text"] != right["text"]
-    return float(other) or abs((left["entropy"] or 0.0) - (right["entropy"] or 0.0))
+    if other or left["entropy"] is None or right["entropy"] is None:
+        return float(other)
+    return abs(left["entropy"] - right["entropy"])
 
 
 def check_tokens(completions: pa.Table) -> None:

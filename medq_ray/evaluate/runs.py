@@ -1,6 +1,5 @@
 """The evaluating phase: ask, score, collect failures, cluster them."""
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -84,16 +83,27 @@ def found_weak(folder: Path, questions: pa.Table, completions: pa.Table, scores:
 
 
 def evaluate_endpoint(
-    folder: Path, world: World, split: str, *, config: Config, answer: Answer, ask_judge: Answer | None = None
+    folder: Path,
+    world: World,
+    split: str,
+    name: str,
+    *,
+    config: Config,
+    answer: Answer,
+    remembered: Path,
+    ask_judge: Answer | None = None,
 ) -> dict:
-    """R runs of any model on one split of a world: completions, scores, failures, sight (.parquet), rates.json,
-    crossings.json and metrics.json, which is returned. Raises as `evaluate`, and EndpointError when `folder` holds
-    answers of another model of that name."""
+    """R runs of any model on one split of a world: completions, scores, failures (.parquet), rates.json, crossings.json
+    and metrics.json, which is returned.
+
+    name: the model's, for messages; remembered: as in `check_sight`. The same call needs the endpoint again, for that
+    look, even if all answers are there. Raises as `evaluate`.
+    """
     images = world.images.filter(pc.equal(world.images["split"], split))
     questions = world.questions.filter(pc.is_in(world.questions["image_id"], images["image_id"].combine_chunks()))
     questions = with_image(questions, split, images)
-    sight = check_sight(prompts(questions), answer, several(config), split, trusted=config.evaluate.trust_sight,
-                        seed=secrets.randbelow(1 << 30), remembered=folder / "sight.parquet")  # fmt: skip
+    trusted = config.evaluate.trust_sight
+    sight = check_sight(prompts(questions), answer, several(config), name, trusted=trusted, remembered=remembered)
     patient_of = dict(zip(images["image_id"].to_pylist(), images["patient"].to_pylist(), strict=True))
     label = f"{split} x {config.evaluate.runs}"
     completions, scores = measure(folder, "", questions, several(config), label, config=config, answer=answer,

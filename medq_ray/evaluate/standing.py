@@ -148,13 +148,14 @@ def table(results: Sequence[dict], markdown: bool) -> str:
 def own_line(result: dict, tasks: Sequence[str]) -> Line:
     scores = {task: scores_of(result, task) for task in tasks}
     judged = [task for task in tasks if task != "perception" and result[task]]
+    wordings = {result["wording"], *(result[task]["wording"] for task in judged)}
     last = scores[tasks[0]][-1]
     return Line(
         result["model"],
         sum(scores.values(), []),
         digits_of(tasks),
         ours=True,
-        label="own wording" if result["wording"] == "own wording" or any(reworded(result, task) for task in judged) else "",
+        label="own wording" if "own wording" in wordings else "",
         key=last.value if last else float("-inf"),
     )
 

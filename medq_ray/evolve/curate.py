@@ -70,7 +70,9 @@ def curate(
     reviewed = {question_id for question_id, verdict in judged.items() if verdict["action"] != "reject"}
     texts = {sample["question_id"]: sample["answer"] for sample in samples if sample["kind"] == "description"}
     similar = near_duplicate_texts(texts, reviewed, settings.tfidf_threshold, settings.tfidf_keep)
-    repeated = {sample["image_id"]: similar[sample["question_id"]] for sample in samples if sample["question_id"] in similar}
+    repeated = {
+        sample["image_id"]: similar[sample["question_id"]] for sample in samples if sample["question_id"] in similar
+    }
     for sample in samples:
         if sample["image_id"] in repeated:
             reason = f"image described within TF-IDF cosine {settings.tfidf_threshold} of {settings.tfidf_keep} kept"

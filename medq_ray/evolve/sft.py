@@ -36,9 +36,9 @@ def train_loop_per_worker(job: dict) -> dict:
 def fine_tune(folder: Path, *, samples: Path, checkpoint: Path, config: Config, iteration: int) -> dict:
     """Train `checkpoint` on the SAMPLE rows of `samples`; writes folder/checkpoint and folder/metrics.jsonl.
 
-    metrics.jsonl has a line a step: step, epoch, loss (nats a sample, by `answer_loss`), answer_tokens, grad_norm, lr, samples.
-    Times are not among them, since equal inputs give equal files; they are returned, for this attempt: seconds in
-    all, seconds_starting (Ray's workers, imports, encoding, checkpoints, export), samples_stepped (each as often as
+    metrics.jsonl has a line a step: step, epoch, loss (nats a sample, by `answer_loss`), answer_tokens, grad_norm, lr,
+    samples. Times are not among them, since equal inputs give equal files; they are returned, for this attempt: seconds
+    in all, seconds_starting (Ray's workers, imports, encoding, checkpoints, export), samples_stepped (each as often as
     it was seen) and samples_per_second while stepping.
 
     Raises ValueError for a missing checkpoint, a processor without chat template, an unreadable image and a loss

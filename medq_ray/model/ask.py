@@ -1,9 +1,9 @@
 """Ask a model many questions: Ray Data sends them, the cache keeps what was answered, rows come back as COMPLETION.
 
 Floor 2. Resume is the cache: a question whose answer is on disk is not sent again, and when all are there no worker
-is started. Images are read where the requests are made, so pixels never pass through the driver; answers do not pass
-through it either, but are read from the cache at the end, into Arrow. So the driver of 20,000 questions needs no more
-memory than that of 1,000, but for the two tables.
+is started. Images are read where the requests are made, so that pixels of more than a few questions never pass through
+the driver; nor do answers, which are read from the cache at the end, into Arrow. So the driver of 20,000 questions
+needs no more memory than that of 1,000, but for the two tables.
 """
 
 import asyncio
@@ -40,8 +40,9 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
 
     Returns COMPLETION rows sorted by (question_id, run). An unreadable image, a refused request and a question that
     nothing came of give rows with an error; two questions with the same images and prompt are one request. Needs a
-    running Ray only when something is left to ask. Raises EndpointError (one line) when the endpoint cannot be used, or
-    answers none of many questions; answers given until then are in the folder `cache`, which is this endpoint's alone.
+    running Ray when more than FEW requests are left, and no running event loop otherwise. Raises EndpointError (one
+    line) when the endpoint cannot be used, or answers none of many questions; answers given until then are in the
+    folder `cache`, which is this endpoint's alone.
     """
     prompts = prompts.select(PROMPT.names).sort_by("question_id")
     keys = request_keys(prompts, endpoint, sampling)
@@ -64,10 +65,9 @@ def get_answers(
     with console.progress(prompts.num_rows, label, unit="question") as bar:
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
         bar.update(bar.initial)
-        for answered in send(pending, endpoint, sampling, cache) if pending.num_rows else ():
+        for answered in send(pending, endpoint, sampling, cache, bar.update) if pending.num_rows else ():
             failed = answered.filter(pc.not_equal(answered["error"], ""))
             errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
-            bar.update(answered.num_rows)
     return errors
 
 
@@ -120,19 +120,24 @@ def file_digest(path: str) -> str:
         return f"unreadable:{path}"
 
 
-def send(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path) -> Iterator[pa.Table]:
-    """ANSWERED rows of all requests, block by block, as they come in: of a few from this process, of more from Ray Data.
+def send(
+    pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, tell: Callable[[int], object]
+) -> Iterator[pa.Table]:
+    """ANSWERED rows of all requests, block by block as they come in: a few from this process, more from Ray Data.
 
-    Raises EndpointError.
+    tell: is given the number of requests that have just been answered. Raises EndpointError.
     """
-    if pending.num_rows <= FEW:
-        blocks = iter([asyncio.run(Asker(endpoint, endpoint.key(), sampling, str(cache)).once(pending))])
+    few = pending.num_rows <= FEW
+    if few:
+        blocks = iter([asyncio.run(Asker(endpoint, endpoint.key(), sampling, str(cache)).once(pending, tell))])
     else:
         blocks = by_ray(pending, endpoint, sampling, cache)
     for block in blocks:
         fatal = block.filter(block["fatal"])
         if fatal.num_rows:
             raise EndpointError(fatal["error"][0].as_py())
+        if not few:
+            tell(block.num_rows)
         yield block
 
 

@@ -8,6 +8,7 @@ run does not fall over it. Suspects of an engine that somebody else killed are a
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,12 @@ class Asker:
         self.greeting, self.greeted = asyncio.Lock(), False
         self.suspects: list[Suspect] = []
 
-    async def __call__(self, batch: pa.Table) -> pa.Table:
+    async def __call__(self, batch: pa.Table, tell: Callable[[int], object] = lambda count: None) -> pa.Table:
+        """tell: is given 1 when a request has been answered."""
         rows = batch.to_pylist()
         tasks = [asyncio.create_task(self.answer(**row)) for row in rows]
+        for task in tasks:
+            task.add_done_callback(lambda _: tell(1))
         try:
             errors = await asyncio.gather(*tasks)
         except EndpointError as error:  # as data: an exception would reach the driver inside a Ray traceback
@@ -64,10 +68,10 @@ class Asker:
             return pa.table([[""], [str(error)], [True]], schema=ANSWERED)
         return pa.table([[row["key"] for row in rows], errors, [False] * len(rows)], schema=ANSWERED)
 
-    async def once(self, batch: pa.Table) -> pa.Table:
+    async def once(self, batch: pa.Table, tell: Callable[[int], object]) -> pa.Table:
         """The one batch of an Asker that belongs to no Ray."""
         try:
-            return await self(batch)
+            return await self(batch, tell)
         finally:
             await self.client.close()
 

@@ -93,9 +93,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion. `entropy` is eq. 3: mean negative log-likelihood of the sampled tokens in nats, and `logprobs` are
-    theirs, one by one; None where the endpoint gives none. `error` is '' or why there is no text. The token counts of the prompt are None, the names '' where the
-    endpoint does not say."""
+    """One completion. `entropy` is eq. 3: mean negative log-likelihood of the sampled tokens in nats; `logprobs` are
+    theirs, one by one; None where the endpoint gives none. `error` is '' or why there is no text. The token counts of
+    the prompt are None, the names '' where the endpoint does not say."""
 
     text: str
     entropy: float | None = None
@@ -230,7 +230,8 @@ class Client:
             await asyncio.sleep(wait)
         attempts = f"{reason} after {attempt} attempt{'s' if attempt > 1 else ''}"
         if limited:
-            raise self._unusable(attempts, "ask less at once (engine.concurrency, --concurrency), then run the same command again")
+            advice = "ask less at once (engine.concurrency, --concurrency), then run the same command again"
+            raise self._unusable(attempts, advice)
         if not self.answered and not await self.alive():
             raise self._unusable(attempts, "see that it is up, then run the same command again")
         raise Unanswered(attempts)

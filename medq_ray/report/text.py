@@ -7,7 +7,8 @@ from medq_ray.schema import KINDS
 WIDTH = 110
 KIND_NAMES = {"yes_no": "yes/no", "what": "what", "how": "how", "description": "description"}
 MODALITY_NAMES = {"mri": "MRI", "ct": "CT"}
-ORDER = ("selected", "targeted", "failure_driven", "random", "retrieved", "evaluate", "explore", "annotate", "review", "evolve")
+ORDER = ("selected", "targeted", "failure_driven", "random", "retrieved", "evaluate", "explore", "annotate", "review",
+         "evolve")  # fmt: skip
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
