@@ -127,6 +127,7 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 with tempfile.TemporaryDirectory() as cache:
     endpoint = Endpoint(url, "m", concurrency=64)
     table = ask(prompts, endpoint, Sampling(n=runs, temperature=0.7), Path(cache), "asking")
+    del prompts, names  # an evaluation makes them for the call
     scores = score(questions, table, 0.6)
 assert accuracy(scores)["n"] == count and rates(scores)
 assert failures(questions, table, scores).num_rows == count // 2

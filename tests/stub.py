@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
                 Handler.deaths += 1
                 Handler.down_until = time.monotonic() + self.down_for
         time.sleep(self.latency)
-        if self.is_down() or DEADLY in prompt:
+        if self.is_down() or (DEADLY in prompt and self.down_for):  # it never gets an answer, however late it comes
             return self.refuse(500)
         if failing:
             return self.send(200, b"<html>hello</html>") if self.failures.get("garbage") else self.refuse(self.failures["status"])
