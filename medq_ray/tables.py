@@ -5,7 +5,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-CHUNK = 1024
+CHUNK = 512
 """Rows that are Python objects at one time: 1 KB each."""
 
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +27,7 @@ FEW = 128
 """Requests that are made in this process: Ray Data takes three seconds to start its actor."""
 BLOCK = 32
 """Requests that one Ray Data task makes, at least: progress and fault tolerance are by block."""
-BLOCKS = 48
+BLOCKS = 32
 """Most tasks: Ray Data keeps 40 KB of each in the driver."""
 Answer = Callable[[pa.Table, Sampling, str], pa.Table]
 """A phase's way to ask one model: answer(schema.PROMPT, sampling, label for the progress bar) -> schema.COMPLETION."""
@@ -99,13 +98,12 @@ def completions(
 ) -> pa.Table:
     """COMPLETION rows of sorted questions, from the cache or from the error of their request."""
     sent = {"model": model, "temperature": sampling.temperature, "seed": sampling.seed}
-    names = [field.name for field in fields(Choice)]
 
     def rows() -> Iterator[dict]:
         for question, key in ((question.as_py(), key.as_py()) for question, key in zip(questions, keys, strict=True)):
             choices = [Choice("", error=errors[key])] * sampling.n if key in errors else cache.get(key)
             for run, choice in enumerate(choices):
-                yield {"question_id": question, "run": run} | sent | dict(zip(names, astuple(choice), strict=True))
+                yield {"question_id": question, "run": run} | sent | vars(choice)
 
     return table_of(rows(), COMPLETION)
 
@@ -154,7 +152,8 @@ def by_ray(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Pat
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     size = max(BLOCK, math.ceil(pending.num_rows / BLOCKS))
     blocks = [pending.slice(i, size) for i in range(0, pending.num_rows, size)]
-    tasks = min(len(blocks), 2 + endpoint.concurrency // size)  # enough blocks that the slots never run dry
+    # so many blocks that the slots do not run dry while some wait for their last answers
+    tasks = min(len(blocks), 2 + 2 * math.ceil(endpoint.concurrency / size))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     answered = ray.data.from_arrow(blocks).map_batches(

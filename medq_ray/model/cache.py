@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 
 from medq_ray.model.chat import Choice, Endpoint, Sampling
@@ -59,7 +59,7 @@ class Cache:
             self._paths.append(self.folder / f"{uuid.uuid4().hex}.jsonl")
             self._file = open(self._paths[-1], "ab")
         offset = self._file.tell()
-        self._file.write(json.dumps([key, [astuple(choice) for choice in choices]]).encode() + b"\n")
+        self._file.write(json.dumps([key, [[*vars(choice).values()] for choice in choices]]).encode() + b"\n")
         self._file.flush()
         self._places[key] = ((len(self._paths) - 1) << PLACE) + offset
 
