@@ -116,18 +116,19 @@ from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.schema import PROMPT, QUESTION
 from medq_ray.tables import table_of
 url, count, runs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-names = [f"q{i:06d}" for i in range(count)]
+def names():
+    return (f"q{i:06d}" for i in range(count))
 prompts = table_of(({"question_id": name, "uris": [], "prompt": f"Is {name} sharp?\\nA. yes\\nB. no"}
-                    for name in names), PROMPT)
+                    for name in names()), PROMPT)
 one = {"kind": "what", "scope": "general", "modality": "ct", "text": "?", "options": ["yes", "no"], "uri": "",
        "capabilities": ["kind:what", "modality:ct", "severity:none", "cell:ct/none"]}
 questions = table_of((one | {"question_id": name, "image_id": name, "answer": "AB"[i % 2]}
-                      for i, name in enumerate(names)), QUESTION)
+                      for i, name in enumerate(names())), QUESTION)
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 with tempfile.TemporaryDirectory() as cache:
     endpoint = Endpoint(url, "m", concurrency=64)
     table = ask(prompts, endpoint, Sampling(n=runs, temperature=0.7), Path(cache), "asking")
-    del prompts, names  # an evaluation makes them for the call
+    del prompts  # an evaluation makes them for the call
     scores = score(questions, table, 0.6)
 assert accuracy(scores)["n"] == count and rates(scores)
 assert failures(questions, table, scores).num_rows == count // 2

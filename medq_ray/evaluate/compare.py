@@ -27,20 +27,24 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired(changes: Sequence[tuple[str, float]]) -> dict:
     """{difference, ci95, p_mcnemar, n, gained, lost} of (patient, change of the share of right runs) a question.
 
-    The interval is Wald's for a paired difference with patients as clusters: three questions about one image, or about
-    two images of a patient, are not independent observations. McNemar's test, which the field reports, takes them as
-    such.
+    The interval is Bonett and Price's (2012) with patients as clusters: three questions about one image, or about two
+    images of a patient, are not independent observations (McNemar's test, which the field reports, takes them as such).
+    It is Wald's with one patient more whose answers all became right and one whose all became wrong, else a few
+    questions that agree by chance would have an interval of no width.
     """
     n = len(changes)
     gained, lost = sum(change > 0 for _, change in changes), sum(change < 0 for _, change in changes)
     difference = math.fsum(change for _, change in changes) / n
+    imagined = n / len({patient for patient, _ in changes})  # questions of each of the two
+    centre = difference * n / (n + 2 * imagined)
     deviation: dict[str, float] = defaultdict(float)
     for patient, change in changes:
-        deviation[patient] += change - difference
-    half = Z95 * math.sqrt(math.fsum(value**2 for value in deviation.values())) / n
+        deviation[patient] += change - centre
+    squares = [value**2 for value in deviation.values()] + [(imagined * (end - centre)) ** 2 for end in (-1, 1)]
+    half = Z95 * math.sqrt(math.fsum(squares)) / (n + 2 * imagined)
     return {
         "difference": round(difference, 6),
-        "ci95": [round(max(-1.0, difference - half), 6), round(min(1.0, difference + half), 6)],
+        "ci95": [round(max(-1.0, centre - half), 6), round(min(1.0, centre + half), 6)],
         "p_mcnemar": mcnemar(gained, lost),
         "n": n,
         "gained": gained,

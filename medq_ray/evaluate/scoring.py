@@ -173,14 +173,14 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def rated(shares: Iterable[float]) -> dict:
-    """{accuracy, n, ci95} of questions with these shares of right runs; accuracy is null for none."""
-    values = list(shares)
-    accuracy = math.fsum(values) / len(values) if values else None
-    low, high = wilson(accuracy or 0.0, len(values))
+def rated(shares: Mapping[float, int]) -> dict:
+    """{accuracy, n, ci95} of so many questions with each share of right runs; accuracy is null for none."""
+    n = sum(shares.values())
+    accuracy = math.fsum(share * count for share, count in shares.items()) / n if n else None
+    low, high = wilson(accuracy or 0.0, n)
     return {
         "accuracy": None if accuracy is None else round(accuracy, 6),
-        "n": len(values),
+        "n": n,
         "ci95": [round(low, 6), round(high, 6)],
     }
 
@@ -193,17 +193,17 @@ def accuracy(scores: pa.Table) -> dict:
     in by_kind only: they are another task (Sec. 2.1). `unparsed` and `failed` are the shares of perception runs without
     a readable letter and without an answer.
     """
-    groups: dict[str, dict[str, list[float]]] = {axis: defaultdict(list) for axis in AXES}
-    perception: list[float] = []
+    groups: dict[str, dict[str, Counter]] = {axis: defaultdict(Counter) for axis in AXES}
+    perception: Counter = Counter()
     count: Counter = Counter()
     for row in rows_of(scores):
         share, is_perception = share_right(row), row["kind"] in PERCEPTION_KINDS
         for capability in row["capabilities"]:
             axis, _, value = capability.partition(":")
             if axis == "kind" or (axis in groups and is_perception):
-                groups[axis][value].append(share)
+                groups[axis][value][share] += 1
         if is_perception:
-            perception.append(share)
+            perception[share] += 1
             count.update(runs=len(row["right"]), unparsed=row["unparsed"], failed=row["failed"])
     tables = {
         f"by_{axis}": {value: rated(own) for value, own in sorted(values.items())} for axis, values in groups.items()

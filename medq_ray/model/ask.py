@@ -43,7 +43,7 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
     line) when the endpoint cannot be used, or answers none of many questions; answers given until then are in the
     folder `cache`, which is this endpoint's alone.
     """
-    prompts = prompts.select(PROMPT.names).sort_by("question_id")
+    prompts = in_order(prompts.select(PROMPT.names))
     keys = request_keys(prompts, endpoint, sampling)
     errors = get_answers(prompts, keys, endpoint, sampling, cache, label)
     given = Cache(cache)
@@ -54,8 +54,14 @@ def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, 
     return completions(prompts["question_id"], keys, errors, endpoint.model, sampling, given)
 
 
+def in_order(prompts: pa.Table) -> pa.Table:
+    """Sorted by question_id, and no copy of those that are."""
+    names = prompts["question_id"]
+    return prompts if pc.all(pc.less_equal(names[:-1], names[1:])).as_py() else prompts.sort_by("question_id")
+
+
 def get_answers(
-    prompts: pa.Table, keys: pa.Array, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str
+    prompts: pa.Table, keys: pa.ChunkedArray, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str
 ) -> dict[str, str]:
     """Fill the cache with what is missing; request key -> why nothing came of it. Raises EndpointError."""
     fresh = once_each(keys, Cache(cache))
@@ -70,17 +76,17 @@ def get_answers(
     return errors
 
 
-def request_keys(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling) -> pa.Array:
+def request_keys(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling) -> pa.ChunkedArray:
     """The request key of each of the sorted prompts."""
     digest = functools.cache(file_digest)
     rows = (
         {"key": request_key(endpoint, [digest(uri) for uri in row["uris"]], row["prompt"], sampling)}
         for row in rows_of(prompts)
     )
-    return table_of(rows, pa.schema([REQUEST.field("key")]))["key"].combine_chunks()
+    return table_of(rows, pa.schema([REQUEST.field("key")]))["key"]
 
 
-def once_each(keys: pa.Array, known: Cache) -> pa.Array:
+def once_each(keys: pa.ChunkedArray, known: Cache) -> pa.Array:
     """bool for each key: whether it is not known, and the first of its kind."""
     seen: set[str] = set()
 
@@ -94,7 +100,12 @@ def once_each(keys: pa.Array, known: Cache) -> pa.Array:
 
 
 def completions(
-    questions: pa.ChunkedArray, keys: pa.Array, errors: dict[str, str], model: str, sampling: Sampling, cache: Cache
+    questions: pa.ChunkedArray,
+    keys: pa.ChunkedArray,
+    errors: dict[str, str],
+    model: str,
+    sampling: Sampling,
+    cache: Cache,
 ) -> pa.Table:
     """COMPLETION rows of sorted questions, from the cache or from the error of their request."""
     sent = {"model": model, "temperature": sampling.temperature, "seed": sampling.seed}

@@ -195,7 +195,7 @@ def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine, app: st
     try:
         start_app(application, app, deadline)
         timeout = max(1.0, deadline - time.monotonic())
-        asyncio.run(check_sight(Endpoint(base_url, name, timeout=timeout, retries=2, key_from="ENGINE_API_KEY")))
+        asyncio.run(check_image_tokens(Endpoint(base_url, name, timeout=timeout, retries=2, key_from="ENGINE_API_KEY")))
         yield base_url
     finally:
         serve.delete(app)
@@ -223,7 +223,7 @@ def _last_line(status: Any) -> str:
     return lines[-1][:300]
 
 
-async def check_sight(endpoint: Endpoint) -> None:
+async def check_image_tokens(endpoint: Endpoint) -> None:
     """One completion with an image and one without; also the engine's first, which is slow.
 
     Raises EndpointError when the image adds no tokens: the endpoint would answer every question blindly.

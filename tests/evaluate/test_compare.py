@@ -39,11 +39,17 @@ def test_compare_is_paired_antisymmetric_and_ignores_descriptions_and_order():
     after = {f"q{i}": int(i < 40 or i == 99) for i in reversed(range(100))} | {"d": 0}
     result = compare(scores(before), scores(after))
     assert (result["difference"], result["n"], result["gained"], result["lost"]) == (0.19, 100, 20, 1)
-    half = 1.96 * math.sqrt(21 - 19**2 / 100) / 100
-    assert result["ci95"] == pytest.approx([0.19 - half, 0.19 + half], abs=1e-4)
+    half = 1.96 * math.sqrt(23 - 19**2 / 102) / 102  # one question more that was gained, and one that was lost
+    assert result["ci95"] == pytest.approx([19 / 102 - half, 19 / 102 + half], abs=1e-4)
     assert result["p_mcnemar"] == pytest.approx(2 * (1 + 21) / 2**21)
     back = compare(scores(after), scores(before))
     assert back["difference"] == -0.19 and back["p_mcnemar"] == result["p_mcnemar"]
+
+
+def test_a_few_questions_that_agree_prove_little():
+    before, after = ({f"q{i}": wrong for i in range(3)} for wrong in ([1, 1, 1, 1, 1], [0, 1, 1, 1, 1]))
+    low, high = compare(scores(before), scores(after))["ci95"]
+    assert low < 0 < 0.2 < high
 
 
 def test_questions_about_one_image_are_not_independent():

@@ -16,7 +16,7 @@ import pytest
 from medq_ray import config
 from medq_ray.images import data_url
 from medq_ray.model.chat import Choice, Client, Endpoint, EndpointError, Sampling
-from medq_ray.model.deploy import check_sight, resolve_checkpoint, serve_checkpoint
+from medq_ray.model.deploy import check_image_tokens, resolve_checkpoint, serve_checkpoint
 from medq_ray.model.prompts import messages
 from medq_ray.model.tiny import embedded_checkpoint
 
@@ -51,12 +51,12 @@ def test_embedded_is_the_shipped_checkpoint(tmp_path):
 
 
 def test_an_endpoint_that_sees_passes_the_check(stub):
-    asyncio.run(check_sight(Endpoint(stub.url, "m")))
+    asyncio.run(check_image_tokens(Endpoint(stub.url, "m")))
 
 
 def test_a_blind_endpoint_is_refused(blind_stub):
     with pytest.raises(EndpointError, match="does not see images"):
-        asyncio.run(check_sight(Endpoint(blind_stub.url, "m")))
+        asyncio.run(check_image_tokens(Endpoint(blind_stub.url, "m")))
 
 
 @pytest.mark.engine
