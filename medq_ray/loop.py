@@ -27,11 +27,12 @@ from medq_ray.evaluate import evaluate
 from medq_ray.evaluate.compare import compare
 from medq_ray.evaluate.descriptions import wording_of
 from medq_ray.evaluate.judge import warnings
+from medq_ray.evaluate.prototypes import tfidf
 from medq_ray.evolve import evolve
 from medq_ray.explore import explore
 from medq_ray.ledger import Ledger
 from medq_ray.model.deploy import resolve_checkpoint
-from medq_ray.model.encoder import encoder_folder
+from medq_ray.model.encoder import encoder_folder, text_embedder
 from medq_ray.models import Models, Servers, check_keys
 from medq_ray.pool.prepare import Given, check_pool, check_use, prepare, reviewable, with_pictures
 from medq_ray.pool.store import open_pool
@@ -117,6 +118,8 @@ class Loop:
         self.settings = settings.identity(config)
         self.ledger = Ledger(run.root / "ledger.jsonl")
         encoder = encoder_folder(config.encoder.name)
+        embedder = text_embedder(config.encoder.name, config.encoder.batch_size)
+        self.texts = embedder if config.evaluate.text_features == "encoder" else tfidf
         self.spent: Counter = Counter()
         """Tokens of the step that is being done: (what, simulated) -> amount."""
         self.world = self.open_world()
@@ -192,6 +195,7 @@ class Loop:
                 test=self.asked("test"),
                 images=with_pictures(self.pool.embedded(self.held_out), self.world.images),
                 answer=self.models.checkpoint(t, checkpoint, servers),
+                texts=self.texts,
                 ask_judge=self.models.judge(),
             ),
             sections=("evaluate", "judge"),
