@@ -125,8 +125,17 @@ class Explore(Section):
     """Share of B drawn at random, so that common cases are not forgotten and unknown failures found. Our choice."""
     breadth: float = Field(3.0, ge=1)
     """A share of b images is drawn from its breadth*b best look-alikes, for diversity. Our choice."""
-    strategy: Literal["failure_driven", "random"] = "failure_driven"
-    """'random' is the paper's baseline (Table 2)."""
+    strategy: Literal["failure_driven", "random", "uniform_over_prototypes", "uncertainty", "coreset"] = (
+        "failure_driven"
+    )
+    """What the budget is spent by: look-alikes of failures by error rate (the paper's), nothing (its baseline, Table
+    2), look-alikes of all prototypes alike, the model's trajectory entropy, or greedy k-centres of embeddings."""
+    candidates: int = Field(5, ge=1)
+    """Random images that uncertainty and coreset look at for each one that they select. Our choice."""
+    questions: Literal["capability", "seed_rule"] = "capability"
+    """Written by the oracle, aimed at the weakness that selected the image; or from templates (Table 2)."""
+    attempts: int = Field(3, ge=1)
+    """Times that the oracle is asked for a question until it keeps the rules. Our choice."""
     kinds: tuple[Literal["yes_no", "what", "how", "description"], ...] = ("yes_no", "what", "how", "description")
     """Questions asked of each selected image."""
 

@@ -73,7 +73,7 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
                     last, stopped = True, "plateau"
                 best = t if gain["difference"] > 0 else best
                 if not last:
-                    loop.explore(t)
+                    loop.explore(t, checkpoint, servers)
                     loop.annotate(t, checkpoint, servers)
             if not last:
                 loop.review(t)
@@ -211,7 +211,7 @@ class Loop:
             say(f"  dev, against iteration {before}: {change}, p = {found['p_mcnemar']:.2g}")
         return found
 
-    def explore(self, t: int) -> Step:
+    def explore(self, t: int, checkpoint: Path, servers: Servers) -> Step:
         evaluated = self.done(t, "evaluate")
         earlier = [self.done(i, "explore") for i in range(t)]
         taken = {image for step in earlier for image in step.table("selection")["image_id"].to_pylist()}
@@ -223,12 +223,16 @@ class Loop:
                 iteration=t,
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
-                pool=reviewable(self.images, self.world),
+                images=self.images,
+                allowed=reviewable(self.images, self.world)["image_id"].combine_chunks(),
                 search=self.pool.search,
+                embedded=self.pool.vectors,
                 fetch=self.pool.fetch,
+                ask_self=self.models.checkpoint(t, checkpoint, servers),
+                ask_oracle=self.models.oracle(servers),
                 taken=taken,
             ),
-            sections=("explore", "evolve"),  # near-duplicates are defined in evolve
+            sections=("explore", "evolve", "oracle"),  # near-duplicates are defined in evolve
             inputs={"evaluate": evaluated.fingerprint} | {step.path.parent.name: step.fingerprint for step in earlier},
         )
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from medq_ray.console import say
 from medq_ray.evaluate.clusters import Clusters, cluster
+from medq_ray.questions import cell_of
 from medq_ray.schema import PROTOTYPE
 
 Texts = Callable[[list[str]], np.ndarray]
@@ -109,8 +110,8 @@ def describe(modality: str, found: dict) -> str:
         return f"{head} are too few or too alike to cluster; prototypes: {found['prototypes']}"
     better = "better than" if found["p"] <= 0.05 else "NO better than"
     return (
-        f"{head} in {found['prototypes']} prototypes; silhouette {found['silhouette']:.2f}, {better} shuffled features' "
-        f"{found['shuffled']:.2f} (p = {found['p']:.2f}); agreement with the true cells {found['agreement']:.2f}"
+        f"{head} in {found['prototypes']} prototypes; silhouette {found['silhouette']:.2f}, {better} that of shuffled "
+        f"features, {found['shuffled']:.2f} (p = {found['p']:.2f}); agreement with cells {found['agreement']:.2f}"
     )
 
 
@@ -142,11 +143,6 @@ def grouped(
                                     share)  # fmt: skip
         say(describe(name, report[str(name)]))
     return sorted(groups, key=lambda members: (-len(members), members[0])), silhouettes, report
-
-
-def cell_of(capabilities: list[str]) -> str:
-    """The cell among capability names, '' where there is none."""
-    return next((name for name in capabilities if name.startswith("cell:")), "")
 
 
 def prototypes(

@@ -1,4 +1,4 @@
-"""Questions about selected images, aimed at the weakness that selected them, without knowing the truth.
+"""Questions from templates, the seed rule: the other arm of the ablation (Table 2), which needs no oracle to write.
 
 Each image gets a hypothesis: a degradation and a severity drawn from its prototype's capability mixture. It decides
 what is asked and which capabilities the question counts for; the annotators decide what is true.
@@ -60,31 +60,39 @@ def questions(selection: pa.Table, prototypes: pa.Table, *, kinds: Sequence[str]
     selection: schema.SELECTION; prototypes: schema.PROTOTYPE. Draws depend on the seed and the image only, so the
     order of rows does not matter.
     """
-    mixtures = {
-        prototype: dict(mixture)
-        for prototype, mixture in zip(
-            prototypes["prototype_id"].to_pylist(), prototypes["capabilities"].to_pylist(), strict=True
-        )
-    }
-    rows = []
+    mixtures, rows = by_prototype(prototypes), []
     for image in selection.to_pylist():
-        name, modality = image["image_id"], image["modality"]
-        rng = np.random.default_rng(np.random.SeedSequence([seed, int(name[:8], 16), int(name[8:], 16)]))
+        modality, rng = image["modality"], generator(image["image_id"], seed)
         degradation, severity = hypothesis(mixtures.get(image["prototype_id"], {}), modality, rng)
         for kind in kinds:
+            capabilities = ask.capabilities(kind, modality, degradation, severity)
             scope, text, options = question(kind, modality, degradation, rng)
-            rows.append(
-                {
-                    "question_id": f"{name}-{kind}",
-                    "image_id": name,
-                    "uri": image["uri"],
-                    "kind": kind,
-                    "scope": scope,
-                    "modality": modality,
-                    "text": text,
-                    "options": options,
-                    "answer": "",
-                    "capabilities": ask.capabilities(kind, modality, degradation, severity),
-                }
-            )
+            rows.append(row_of(image, kind, scope, text, options, "", capabilities))
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["question_id"]), schema=QUESTION)
+
+
+def row_of(
+    image: dict, kind: str, scope: str, text: str, options: list[str], answer: str, capabilities: list[str]
+) -> dict:
+    """The row of schema.QUESTION about a selected image."""
+    return {
+        "question_id": f"{image['image_id']}-{kind}",
+        **{name: image[name] for name in ("image_id", "uri", "modality")},
+        "kind": kind,
+        "scope": scope,
+        "text": text,
+        "options": options,
+        "answer": answer,
+        "capabilities": capabilities,
+    }
+
+
+def generator(image_id: str, seed: int) -> np.random.Generator:
+    """Draws for one image, whatever others there are."""
+    return np.random.default_rng(np.random.SeedSequence([seed, int(image_id[:8], 16), int(image_id[8:], 16)]))
+
+
+def by_prototype(prototypes: pa.Table) -> dict[int, dict[str, float]]:
+    """prototype id -> share of its failures that have each capability."""
+    numbers, mixtures = prototypes["prototype_id"].to_pylist(), prototypes["capabilities"].to_pylist()
+    return {number: dict(mixture) for number, mixture in zip(numbers, mixtures, strict=True)}

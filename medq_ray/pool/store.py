@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,13 @@ class Pool:
         vectors = table["embedding"].take(pc.index_in(wanted, value_set=table["image_id"].combine_chunks()))
         images = images.append_column("embedding", vectors)
         return images.cast(embedded_image_schema(vectors.type.list_size))
+
+    def vectors(self, image_ids: Sequence[str]) -> np.ndarray:
+        """float32 (n, d): the embeddings of some images, in the order of the ids."""
+        table = self.embedded(image_ids)
+        place = pc.index_in(pa.array(image_ids, pa.string()), value_set=table["image_id"].combine_chunks())
+        column = table["embedding"].combine_chunks().take(place)
+        return column.flatten().to_numpy().reshape(len(column), -1)
 
     def search(self, prototypes: np.ndarray, tau: float) -> pa.Table:
         """schema.HIT of all images with cosine > tau to a row of `prototypes`; by Ray Data on several nodes."""

@@ -51,7 +51,7 @@ def headline(run: RunFiles) -> dict:
         "n": compared["n"],
         "trainings": len(trained),
         "images": len(picks),
-        "targeted": sum(pick["strategy"] == "failure_driven" for pick in picks),
+        "targeted": sum(pick["strategy"] != "random" for pick in picks),
         "gained": compared.get("gained"),
         "lost": compared.get("lost"),
     }
@@ -197,8 +197,7 @@ def composition(run: RunFiles) -> dict | None:
             (f"t = {t}, {words(strategy)}", scopes([
                 scope_of(run.truth[p["image_id"]]) for p in selection
                 if p["strategy"] == strategy and p["image_id"] in run.truth]))
-            for t, selection in picks.items() for strategy in ("failure_driven", "random")
-            if any(p["strategy"] == strategy for p in selection)
+            for t, selection in picks.items() for strategy in sorted({p["strategy"] for p in selection})
         ]  # fmt: skip
     return view
 

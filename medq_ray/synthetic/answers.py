@@ -5,13 +5,16 @@ in the shares of the paper's Table 3 (63 / 29 / 8 %). `synthetic/oracle.py` serv
 """
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from medq_ray import questions
+from medq_ray.questions.commission import Commission, commission_in
 from medq_ray.schema import DEGRADATIONS, GRADES, SEVERITIES
+from medq_ray.synthetic.author import garbage, write
 from medq_ray.synthetic.truth import Truth, gold
 
 MODEL = "simulated-oracle"
@@ -66,10 +69,14 @@ class SimulatedOracle:
             )
 
     def answer(self, image_id: str, prompt: str) -> str:
-        """The text of the answer: right, plausible but wrong (edit_rate), UNUSABLE (reject_rate) or REFUSAL."""
-        truth, question = self.truth.get(image_id), parse_prompt(prompt)
+        """The text of the answer: right, plausible but wrong (edit_rate), UNUSABLE (reject_rate) or REFUSAL; to a
+        commission (`medq_ray.questions.commission`), a question and its answer."""
+        truth = self.truth.get(image_id)
         if truth is None:
             return REFUSAL
+        if (commission := commission_in(prompt)) is not None:
+            return self._written(commission, truth, self._rng("answer", image_id, prompt))
+        question = parse_prompt(prompt)
         try:
             right = gold(question, truth)
         except ValueError:  # a question of another world: none of its options is right
@@ -84,6 +91,20 @@ class SimulatedOracle:
             return wrong_description(truth["modality"], truth["degradation"], truth["severity"], rng)
         letters = questions.LETTERS[: len(question["options"])].replace(right, "")
         return letters[rng.integers(len(letters))]
+
+    def _written(self, commission: Commission, truth: dict, rng: np.random.Generator) -> str:
+        """A commissioned question as JSON: with the right answer, a plausible but wrong one (edit_rate), or such that
+        no rule is kept (reject_rate)."""
+        luck, piece = rng.random(), write(commission, truth, rng)
+        if luck < self.reject_rate:
+            return garbage(piece, truth["modality"], rng)
+        if luck < self.reject_rate + self.edit_rate:
+            if commission.kind == "description":
+                piece["answer"] = wrong_description(truth["modality"], truth["degradation"], truth["severity"], rng)
+            else:
+                others = [option for option in piece["options"] if option != piece["answer"]]
+                piece["answer"] = others[rng.integers(len(others))]
+        return json.dumps(piece)
 
     def first_status(self, image_id: str, prompt: str) -> int:
         """HTTP status of the first request for this answer: 200, or 429 or 500 with probability failure_rate."""

@@ -137,3 +137,8 @@ def capabilities(kind: str, modality: str, degradation: str, severity: str) -> l
             f"cell:{modality}/{degradation}",
         ]
     )
+
+
+def cell_of(capabilities: Sequence[str]) -> str:
+    """The first cell among capability names, '' where there is none."""
+    return next((name for name in capabilities if name.startswith("cell:")), "")
