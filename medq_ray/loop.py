@@ -184,6 +184,12 @@ class Loop:
         own = images.filter(pc.equal(images["split"], split))["image_id"].combine_chunks()
         return questions.filter(pc.is_in(questions["image_id"], own)).sort_by("question_id")
 
+    def answerable(self, split: str) -> pa.Table:
+        """Those about images that ingest could read."""
+        own = self.images.filter(pc.equal(self.images["split"], split))["image_id"].combine_chunks()
+        asked = self.asked(split)
+        return asked.filter(pc.is_in(asked["image_id"], own))
+
     def evaluate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
         origin = self.models.base if t == 0 else self.done(t - 1, "evolve").fingerprint
         return self.step(
@@ -223,6 +229,8 @@ class Loop:
                 iteration=t,
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
+                asked=self.answerable("dev"),
+                failures=evaluated.table("failures"),
                 images=self.images,
                 allowed=reviewable(self.images, self.world)["image_id"].combine_chunks(),
                 search=self.pool.search,

@@ -130,9 +130,9 @@ def evaluate(
     dev, test: schema.QUESTION with answers; images: embedded images of dev and test; answer: asks the model; texts:
     embeds questions and answers; ask_judge: asks the judge of descriptions, where the settings name one. Writes
     completions, scores, failures, prototypes (.parquet), rates, crossings and clusters (.json) from dev,
-    test_completions and test_scores (.parquet) from test, judgements of both, and metrics.json. Nothing but metrics.json's "test" depends on test answers. Returns numbers for
-    the manifest. Raises ValueError when a split has no question with a readable image, EndpointError when the model
-    does not see images (`guard`).
+    test_completions and test_scores (.parquet) from test, judgements of both, and metrics.json. Nothing but
+    metrics.json's "test" depends on test answers. Returns numbers for the manifest. Raises ValueError when a split has
+    no question with a readable image, EndpointError when the model does not see images (`guard`).
     """
     settings = config.evaluate
     dev, test = (with_image(split, name, images) for split, name in ((dev, "dev"), (test, "test")))

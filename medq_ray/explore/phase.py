@@ -11,10 +11,10 @@ from medq_ray.artifacts import write_table
 from medq_ray.config import Config
 from medq_ray.console import say
 from medq_ray.explore.chosen import Chosen
-from medq_ray.explore.questions import questions
+from medq_ray.explore.questions import questions as seed_rule
 from medq_ray.explore.retrieve import Search, retrieve
-from medq_ray.explore.sampling import Hits
-from medq_ray.explore.strategies import Embedded, Means, select
+from medq_ray.explore.sampling import Embedded, Evidence, Hits
+from medq_ray.explore.strategies import Means, select
 from medq_ray.explore.writing import commissions, written
 from medq_ray.model.ask import Answer
 from medq_ray.schema import DROP, HIT, QUESTION, SELECTION, SHARE
@@ -30,6 +30,8 @@ def explore(
     iteration: int,
     prototypes: pa.Table,
     rates: dict[str, dict],
+    asked: pa.Table,
+    failures: pa.Table,
     images: pa.Table,
     allowed: pa.Array,
     search: Search,
@@ -41,7 +43,8 @@ def explore(
 ) -> dict:
     """Phase 2 up to annotation (Sec. 2.3).
 
-    prototypes: schema.PROTOTYPE and rates: eq. 1, of this iteration's evaluation; images: schema.POOL_IMAGE of all
+    prototypes: schema.PROTOTYPE, rates: eq. 1, asked: schema.QUESTION on dev and failures: schema.FAILURE, of this
+    iteration's evaluation; images: schema.POOL_IMAGE of all
     splits, of which those of split 'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the
     pool; ask_self, ask_oracle: the model under training and the oracle; taken: image ids selected in earlier
     iterations. Writes retrieved, selection, shares, questions and dropped (.parquet), images that were nowhere yet as
@@ -58,6 +61,7 @@ def explore(
         config=config,
         hits=Hits.of(hits, prototypes, chosen.images),
         rates=rates,
+        evidence=Evidence.of(asked, failures, embedded),
         rng=np.random.default_rng(np.random.SeedSequence([config.seed, iteration])),
         embedded=embedded,
         fetch=lambda names: fetch(names, folder / "images"),
@@ -72,15 +76,15 @@ def explore(
         path.unlink()  # looked at by a strategy, and not selected
     write_table(folder / "selection.parquet", selection, SELECTION)
     write_table(folder / "shares.parquet", shares, SHARE)
-    asked, dropped = put(selection, prototypes, config, ask_oracle)
-    write_table(folder / "questions.parquet", asked, QUESTION)
+    questions, dropped = put(selection, prototypes, config, ask_oracle)
+    write_table(folder / "questions.parquet", questions, QUESTION)
     write_table(folder / "dropped.parquet", dropped, DROP)
     return {
         "hits": hits.num_rows,
         "retrieved": pc.count_distinct(hits["image_id"]).as_py(),
         "selected": selection.num_rows,
         "targeted": pc.sum(pc.not_equal(selection["strategy"], "random")).as_py() or 0,
-        "questions": asked.num_rows,
+        "questions": questions.num_rows,
         "dropped": dropped.num_rows,
     }
 
@@ -89,13 +93,13 @@ def put(selection: pa.Table, prototypes: pa.Table, config: Config, ask_oracle: A
     """(schema.QUESTION about selected images, schema.DROP), as `explore.questions` says."""
     settings = config.explore
     if settings.questions == "seed_rule":
-        return questions(selection, prototypes, kinds=settings.kinds, seed=config.seed), DROP.empty_table()
+        return seed_rule(selection, prototypes, kinds=settings.kinds, seed=config.seed), DROP.empty_table()
     orders = commissions(selection, prototypes, kinds=settings.kinds, seed=config.seed)
-    asked, dropped = written(orders, ask_oracle, attempts=settings.attempts, temperature=config.oracle.temperature,
+    found, dropped = written(orders, ask_oracle, attempts=settings.attempts, temperature=config.oracle.temperature,
                              seed=config.seed)  # fmt: skip
     if dropped.num_rows:
         say(f"  {dropped.num_rows} of {len(orders)} questions are dropped: the oracle never kept the rules")
-    return asked, dropped
+    return found, dropped
 
 
 def tell(selection: pa.Table, budget: int, missing: int) -> None:

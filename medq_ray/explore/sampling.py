@@ -3,11 +3,14 @@
 Our reading of the paper's w_k ~ e_k^alpha: the dimensions that share the budget are the cells modality x degradation,
 since errors concentrate in such intersections (Sec. 1). An unlabelled image inherits the capability mixture of the
 prototypes that retrieved it. Taking the nearest look-alikes loses to random sampling, since they are alike; a share
-is therefore drawn from a broader set of the best, without near-duplicates and over many patients and sessions.
+is therefore drawn from a broader set of the best, without near-duplicates and over many patients and sessions. And a
+prototype knows only failures: whether a look-alike has the weakness is weighed by its nearest dev images, those that
+were answered right among them.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,7 +20,13 @@ import pyarrow.compute as pc
 
 from medq_ray.explore.chosen import Chosen
 from medq_ray.explore.questions import by_prototype
+from medq_ray.questions import cell_of
 from medq_ray.schema import HIT
+
+Embedded = Callable[[list[str]], np.ndarray]
+"""embedded(n image ids) -> float32 (n, d), unit vectors."""
+ROWS = 4096
+"""Look-alikes that are compared with dev images at one time."""
 
 
 def weights(rates: Mapping[str, dict], alpha: float) -> dict[str, float]:
@@ -64,10 +73,63 @@ class Ranked:
         order = order[np.lexsort([rows[order], -score[order]])]
         return cls(rows[order], prototype[order], similarity[order], score[order])
 
+    def weighed(self, count: int, likelihood: Callable[[np.ndarray], np.ndarray]) -> "Ranked":
+        """The best `count` ranked anew by score x likelihood(rows), before the others."""
+        score = self.score.copy()
+        score[:count] *= likelihood(self.rows[:count])
+        order = np.concatenate([np.lexsort([self.rows[:count], -score[:count]]), np.arange(count, len(score))])
+        return Ranked(self.rows[order], self.prototype[order], self.similarity[order], score[order])
+
     def at(self, chosen: np.ndarray) -> np.ndarray:
         """Places of some of the rows."""
         order = np.argsort(self.rows)
         return order[np.searchsorted(self.rows, chosen, sorter=order)]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the evaluation says of dev images, for weighing look-alikes."""
+
+    vectors: np.ndarray
+    """float32 (n, d): embeddings of dev images, of length 1."""
+    modality: np.ndarray
+    failed: dict[str, np.ndarray]
+    """Cell -> float (n,): share of each image's questions on the cell that failed."""
+
+    @classmethod
+    def of(cls, questions: pa.Table, failures: pa.Table, embedded: Embedded) -> "Evidence":
+        """questions: schema.QUESTION that were asked; failures: schema.FAILURE, those that failed."""
+        total, failed = Counter(keys_of(questions)), Counter(keys_of(failures))
+        modality = dict(zip(questions["image_id"].to_pylist(), questions["modality"].to_pylist(), strict=True))
+        names = sorted(modality)
+        place = {name: i for i, name in enumerate(names)}
+        shares: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(names)))
+        for (name, cell), count in total.items():
+            shares[cell][place[name]] = failed[name, cell] / count
+        return cls(embedded(names), np.array([modality[name] for name in names], str), dict(shares))
+
+    def likelihood(self, cell: str, vectors: np.ndarray, neighbours: int) -> np.ndarray:
+        """float64 (m,): how likely images have the weakness `cell`: the share that failed of what the nearest dev
+        images of the modality were asked, with a tenth of one image's questions added, so that none is impossible."""
+        own = np.flatnonzero(self.modality == modality_of(cell))
+        k = min(neighbours, len(own))
+        if k == 0:
+            return np.ones(len(vectors))
+        failed, found = self.failed.get(cell, np.zeros(len(self.modality)))[own], np.empty(len(vectors))
+        for low in range(0, len(vectors), ROWS):
+            near = np.argpartition(-(vectors[low : low + ROWS] @ self.vectors[own].T), k - 1, axis=1)[:, :k]
+            found[low : low + ROWS] = (failed[near].sum(axis=1) + 0.1) / (k + 0.1)
+        return found
+
+
+def keys_of(rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """(image id, cell) of questions or failures."""
+    cells = map(cell_of, rows["capabilities"].to_pylist())
+    return zip(rows["image_id"].to_pylist(), cells, strict=True)
+
+
+def modality_of(cell: str) -> str:
+    return cell.removeprefix("cell:").partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -94,7 +156,7 @@ class Hits:
         """Look-alikes for one cell, by (its share of a prototype's mixture) x (similarity to the prototype). A cell
         only takes images of its own modality."""
         share = np.array([self.mixtures[int(number)].get(cell, 0.0) for number in self._numbers])[self._place]
-        own = (share > 0) & (self.modality == cell.removeprefix("cell:").partition("/")[0])
+        own = (share > 0) & (self.modality == modality_of(cell))
         return self._ranked(own, share)
 
     def of_prototype(self, number: int) -> Ranked:

@@ -6,21 +6,22 @@ Each takes the state `Chosen`, spends what it can of a budget and returns what i
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from medq_ray.config import Config
 from medq_ray.explore.chosen import Chosen
-from medq_ray.explore.sampling import Hits, Ranked, quotas, spend, weights
+from medq_ray.explore.sampling import Embedded, Evidence, Hits, Ranked, quotas, spend, weights
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
 from medq_ray.model.prompts import prompt_of
 from medq_ray.questions import cell_of, description
 from medq_ray.schema import PROMPT
 
-Embedded = Callable[[list[str]], np.ndarray]
-"""embedded(n image ids) -> float32 (n, d), unit vectors."""
+DEPTH = 10
+"""Look-alikes that dev images are asked about, for each that can be drawn: embeddings are read for so many only."""
 Fetch = Callable[[list[str]], dict[str, str]]
 """fetch(image ids) -> image id -> path of a picture file."""
 
@@ -33,6 +34,7 @@ class Means:
     hits: Hits
     rates: Mapping[str, dict]
     """Eq. 1."""
+    evidence: Evidence
     rng: np.random.Generator
     embedded: Embedded
     fetch: Fetch
@@ -44,9 +46,27 @@ class Means:
 
 def failure_driven(chosen: Chosen, budget: int, means: Means) -> tuple[int, list[dict]]:
     """The paper's: look-alikes of failures, shared out by the error rates of the cells (Sec. 2.3)."""
-    weight = weights(means.rates, means.config.explore.alpha)
+    settings = means.config.explore
+    weight = weights(means.rates, settings.alpha)
     ranked = {name: means.hits.of_cell(name) for name in weight}
+    if settings.neighbours:
+        ranked = weighed(ranked, quotas(weight, math.ceil(DEPTH * settings.breadth * budget)), chosen, means)
     return shared(chosen, budget, means, ranked, weight, {name: name for name in weight})
+
+
+def weighed(
+    ranked: Mapping[str, Ranked], depth: Mapping[str, int], chosen: Chosen, means: Means
+) -> dict[str, Ranked]:
+    """The best look-alikes for each cell, so many, ranked anew by what their nearest dev images say."""
+    rows = np.unique(np.concatenate([found.rows[: depth[cell]] for cell, found in ranked.items()]))
+    if not len(rows):
+        return dict(ranked)
+    vectors = means.embedded(chosen.images["image_id"].take(pa.array(rows)).to_pylist())  # once: it reads all shards
+
+    def likelihood(cell: str, own: np.ndarray) -> np.ndarray:
+        return means.evidence.likelihood(cell, vectors[np.searchsorted(rows, own)], means.config.explore.neighbours)
+
+    return {cell: found.weighed(depth[cell], partial(likelihood, cell)) for cell, found in ranked.items()}
 
 
 def uniform_over_prototypes(chosen: Chosen, budget: int, means: Means) -> tuple[int, list[dict]]:

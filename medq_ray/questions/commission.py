@@ -65,7 +65,7 @@ class Commission:
         if self.kind == "how":
             levels = GRADES if self.aim == "none" else SEVERITIES
             subject = "overall quality" if self.aim == "none" else "degradation"
-            return f"Write a question on how good or bad the image's {subject} is, with the options {', '.join(levels)}."
+            return f"Write a question on how bad the image's {subject} is, with the options {', '.join(levels)}."
         assert self.kind == "description", self.kind
         return (
             "Ask for a description of the image's quality, and give it in exactly this form: 'A CT image. Mild ring. "

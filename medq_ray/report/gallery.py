@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from medq_ray.report.exploring import quality
 from medq_ray.report.reading import RunFiles, thumbnail
 from medq_ray.report.text import capability_words, words
 
@@ -28,7 +29,8 @@ def gallery(run: RunFiles) -> list[dict]:
             card(run, p, failures, hits.get(p["prototype_id"], []), picks.get(p["prototype_id"], []))
             for p in prototypes
         ]
-        chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards)})
+        chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards),
+                         "quality": quality(run, row["t"])})  # fmt: skip
     return chapters
 
 
@@ -62,7 +64,10 @@ def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: list[d
         "members": [picture(run, m["image_id"], m["uri"], None) for m in list(images.values())[:MEMBERS]],
         "hits": len(hits),
         "picks": len(picks),
-        "selected": [picture(run, p["image_id"], p["uri"], p["similarity"]) for p in spaced(picks, SELECTED)],
+        "selected": [
+            picture(run, p["image_id"], p["uri"], p["similarity"]) | {"paid": capability_words(p["capability"])}
+            for p in spaced(picks, SELECTED)
+        ],
         "passed": [
             picture(run, hit["image_id"], run.uris.get(hit["image_id"]), hit["similarity"])
             for hit in spaced(passed, PASSED_OVER)
@@ -89,6 +94,7 @@ def picture(run: RunFiles, image_id: str, uri: str | None, similarity: float | N
         "similarity": None if similarity is None else f"{similarity:.2f}",
         "truth": what,
         "modality": words(truth["modality"]) if truth else "",
+        "paid": "",
     }
 
 

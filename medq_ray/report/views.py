@@ -10,7 +10,7 @@ from medq_ray.config import Config
 from medq_ray.ledger import Ledger
 from medq_ray.report import charts
 from medq_ray.report.reading import RunFiles
-from medq_ray.report.text import capability_words, interval, kinds_of, p_value, percent, words
+from medq_ray.report.text import interval, kinds_of, p_value, percent, words
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 
 GROUPS = (
@@ -181,13 +181,10 @@ def composition(run: RunFiles) -> dict | None:
     if not pool or not picks:
         return None
     chosen = [pick for selection in picks.values() for pick in selection]
-    paid = Counter(pick["capability"] or "random draw" for pick in chosen)
     modality_of = {row["image_id"]: row["modality"] for row in run.pool}
     view = {
         "modality": compare(Counter(modality_of.values()), Counter(pick["modality"] for pick in chosen), words),
-        "paid": [(capability_words(name) if ":" in name else name, count, count / len(chosen))
-                 for name, count in paid.most_common(12)],
-        "paid_others": max(0, len(paid) - 12), "chosen": len(chosen), "pool": len(pool),
+        "chosen": len(chosen), "pool": len(pool),
     }  # fmt: skip
     if run.truth:
         known = [pick for pick in chosen if pick["image_id"] in run.truth]

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from medq_ray import __version__, config, recipes, schema
-
-RUN_DIR = click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where the run lives.")
-SET = click.option("--set", "assignments", multiple=True, metavar="SECTION.FIELD=VALUE", help="Change one setting.")
+from medq_ray.cli.exploring import calibrate, explore
+from medq_ray.cli.options import RUN_DIR, SET
 
 
 class UserError(click.ClickException):
@@ -300,6 +299,10 @@ def evaluate(
     click.echo(json.dumps(metrics, indent=1) if as_json else metrics_table(name, split, metrics[split]))
 
 
+main.add_command(explore)
+main.add_command(calibrate)
+
+
 @main.group()
 def bench() -> None:
     """Run a model on a published benchmark."""
@@ -398,7 +401,3 @@ def report(run_dir: Path, as_json: bool) -> None:
     path = write_report(run_dir)
     click.echo(json.dumps(summary, indent=1) if as_json else iteration_table(summary))
     click.echo(f"report: {path}", err=as_json)
-
-
-if __name__ == "__main__":
-    main()
