@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def million() -> str:
 
     started = time.perf_counter()
     chosen = Chosen(images, names, [], radius=4, tolerance=0.1)
-    evidence = Evidence.of(QUESTION.empty_table(), FAILURE.empty_table(), embedded)
+    evidence = partial(Evidence.of, QUESTION.empty_table(), FAILURE.empty_table(), embedded)
     means = Means(config, Hits.of(hits, prototypes, chosen.images), rates, evidence, rng, embedded, dict, None, [])
     missing, _ = select(chosen, means)
     assert missing == 0 and chosen.table().num_rows == BUDGET

@@ -94,11 +94,12 @@ def quality(features: Features, found: Clusters, cells: list[str], most: int) ->
         part = features.part(COMPARED)
         reference = part, cluster(part.joined(), most)
     rng = np.random.default_rng(0)
-    chance = np.array([cluster(reference[0].shuffled(rng).joined(), most).silhouette for _ in range(SHUFFLES)])
-    beaten = int((np.nan_to_num(chance, nan=-1.0) >= reference[1].silhouette).sum())
+    shuffled = (cluster(reference[0].shuffled(rng).joined(), most).silhouette for _ in range(SHUFFLES))
+    chance = np.nan_to_num(np.array(list(shuffled)))  # one cluster is no structure
+    beaten = int((chance >= reference[1].silhouette).sum())
     return result | {
         "silhouette": round(found.silhouette, 6),
-        "shuffled": round(float(np.nanmean(chance)), 6),
+        "shuffled": round(float(chance.mean()), 6),
         "p": round((1 + beaten) / (1 + SHUFFLES), 6),
     }
 

@@ -1,6 +1,7 @@
 """The exploring phase: retrieve, select, ask."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def explore(
         config=config,
         hits=Hits.of(hits, prototypes, chosen.images),
         rates=rates,
-        evidence=Evidence.of(asked, failures, embedded),
+        evidence=partial(Evidence.of, asked, failures, embedded),
         rng=np.random.default_rng(np.random.SeedSequence([config.seed, iteration])),
         embedded=embedded,
         fetch=lambda names: fetch(names, folder / "images"),

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -169,11 +170,11 @@ class Hits:
         score = share[own] * self.similarity[own]
         return Ranked.of(self.rows[own], self.prototype[own], self.similarity[own], score)
 
-    @property
+    @cached_property
     def _numbers(self) -> np.ndarray:
         return np.array(sorted(self.mixtures), np.int32)
 
-    @property
+    @cached_property
     def _place(self) -> np.ndarray:
         return np.searchsorted(self._numbers, self.prototype)
 

@@ -34,7 +34,8 @@ class Means:
     hits: Hits
     rates: Mapping[str, dict]
     """Eq. 1."""
-    evidence: Evidence
+    evidence: Callable[[], Evidence]
+    """What the evaluation says of dev images."""
     rng: np.random.Generator
     embedded: Embedded
     fetch: Fetch
@@ -62,9 +63,10 @@ def weighed(
     if not len(rows):
         return dict(ranked)
     vectors = means.embedded(chosen.images["image_id"].take(pa.array(rows)).to_pylist())  # once: it reads all shards
+    evidence, neighbours = means.evidence(), means.config.explore.neighbours
 
     def likelihood(cell: str, own: np.ndarray) -> np.ndarray:
-        return means.evidence.likelihood(cell, vectors[np.searchsorted(rows, own)], means.config.explore.neighbours)
+        return evidence.likelihood(cell, vectors[np.searchsorted(rows, own)], neighbours)
 
     return {cell: found.weighed(depth[cell], partial(likelihood, cell)) for cell, found in ranked.items()}
 

@@ -5,6 +5,7 @@ Replies are read strictly. What breaks a rule is asked for again, with the reaso
 it. Options are dealt out anew, so that right answers are spread over the letters whatever the oracle prefers.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -81,7 +82,7 @@ def question_of(name: str, image: dict, commission: Commission, severity: str, r
     if reply["error"]:
         raise ValueError(f"no reply: {reply['error']}")
     text, options, answer = read_reply(commission, reply["text"])
-    rng = np.random.default_rng([seed, *generator(name.partition("-")[0], seed).integers(2**31, size=2), len(name)])
+    rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
     if commission.kind != "yes_no":  # there Yes is A, as everywhere
         options = [options[i] for i in rng.permutation(len(options))]
     else:
