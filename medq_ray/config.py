@@ -140,8 +140,10 @@ class Explore(Section):
     """Written by the oracle, aimed at the weakness that selected the image; or from templates (Table 2)."""
     attempts: int = Field(3, ge=1)
     """Times that the oracle is asked for a question until it keeps the rules. Our choice."""
-    kinds: tuple[Literal["yes_no", "what", "how", "description"], ...] = ("yes_no", "what", "how", "description")
-    """Questions asked of each selected image."""
+    kinds: tuple[Literal["yes_no", "what", "how", "description", "comparison"], ...] = (
+        "yes_no", "what", "how", "description")  # fmt: skip
+    """Questions asked of each selected image; a comparison is with the selected image of the modality, of another
+    patient, that looks most like it."""
 
 
 class Oracle(Section):

@@ -136,6 +136,8 @@ QUESTION = pa.schema(
         ("options", pa.list_(pa.string())),  # lettered A, B, ... in this order; empty for descriptions
         ("answer", pa.string()),  # the right letter or the reference description; '' where nobody knows yet
         ("capabilities", pa.list_(pa.string())),  # the multi-hot vector c of eq. 1, as 'axis:value' names
+        ("second_id", pa.string()),  # image B of a comparison, else null
+        ("second_uri", pa.string()),
     ]
 )
 
@@ -143,7 +145,6 @@ BENCH_QUESTION = pa.schema(
     [
         *QUESTION,  # an option that the release leaves out is '': letters keep their places
         ("task", pa.string()),  # perception | description | comparison
-        ("second_uri", pa.string()),  # image B of a comparison, else ''
         ("extra", pa.string()),  # JSON: columns of the release that we do not know, kept as they are
     ]
 )
@@ -304,6 +305,7 @@ SAMPLE = pa.schema(
         ("uri", pa.string()),
         ("kind", pa.string()),
         ("modality", pa.string()),
+        ("second_uri", pa.string()),  # image B of a comparison, else null
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("route", pa.string()),

@@ -12,6 +12,7 @@ from medq_ray.artifacts import write_table
 from medq_ray.config import Config
 from medq_ray.console import say
 from medq_ray.explore.chosen import Chosen
+from medq_ray.explore.pairs import partners
 from medq_ray.explore.questions import questions as seed_rule
 from medq_ray.explore.retrieve import Search, retrieve
 from medq_ray.explore.sampling import Embedded, Evidence, Hits
@@ -77,7 +78,8 @@ def explore(
         path.unlink()  # looked at by a strategy, and not selected
     write_table(folder / "selection.parquet", selection, SELECTION)
     write_table(folder / "shares.parquet", shares, SHARE)
-    questions, dropped = put(selection, prototypes, config, ask_oracle)
+    pairs = partners(selection, embedded) if "comparison" in settings.kinds else {}
+    questions, dropped = put(selection, prototypes, pairs, config, ask_oracle)
     write_table(folder / "questions.parquet", questions, QUESTION)
     write_table(folder / "dropped.parquet", dropped, DROP)
     return {
@@ -90,12 +92,15 @@ def explore(
     }
 
 
-def put(selection: pa.Table, prototypes: pa.Table, config: Config, ask_oracle: Answer) -> tuple[pa.Table, pa.Table]:
+def put(
+    selection: pa.Table, prototypes: pa.Table, pairs: dict[str, dict], config: Config, ask_oracle: Answer
+) -> tuple[pa.Table, pa.Table]:
     """(schema.QUESTION about selected images, schema.DROP), as `explore.questions` says."""
     settings = config.explore
     if settings.questions == "seed_rule":
-        return seed_rule(selection, prototypes, kinds=settings.kinds, seed=config.seed), DROP.empty_table()
-    orders = commissions(selection, prototypes, kinds=settings.kinds, seed=config.seed)
+        found = seed_rule(selection, prototypes, kinds=settings.kinds, seed=config.seed, partners=pairs)
+        return found, DROP.empty_table()
+    orders = commissions(selection, prototypes, kinds=settings.kinds, seed=config.seed, partners=pairs)
     found, dropped = written(orders, ask_oracle, attempts=settings.attempts, temperature=config.oracle.temperature,
                              seed=config.seed)  # fmt: skip
     if dropped.num_rows:

@@ -4,7 +4,8 @@ Each image gets a hypothesis: a degradation and a severity drawn from its protot
 what is asked and which capabilities the question counts for; the annotators decide what is true.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,8 @@ def question(kind: str, modality: str, degradation: str, rng: np.random.Generato
         return scope_of(degradation), text, options
     if kind == "how":
         return scope_of(degradation), *ask.how(modality, general, rng)
+    if kind == "comparison":
+        return scope_of(degradation), *ask.comparison(modality, rng)
     assert kind == "description", kind
     return scope_of(degradation), ask.description(modality), []
 
@@ -54,30 +57,48 @@ def scope_of(degradation: str) -> str:
     return "general" if degradation == "none" or degradation in EVERYDAY else "specific"
 
 
-def questions(selection: pa.Table, prototypes: pa.Table, *, kinds: Sequence[str], seed: int) -> pa.Table:
+def questions(
+    selection: pa.Table,
+    prototypes: pa.Table,
+    *,
+    kinds: Sequence[str],
+    seed: int,
+    partners: Mapping[str, dict] = MappingProxyType({}),
+) -> pa.Table:
     """schema.QUESTION, one of each kind for each selected image, answers empty; sorted by question_id.
 
-    selection: schema.SELECTION; prototypes: schema.PROTOTYPE. Draws depend on the seed and the image only, so the
+    selection: schema.SELECTION; prototypes: schema.PROTOTYPE; partners: of `explore.pairs`, for comparisons. Draws depend on the seed and the image only, so the
     order of rows does not matter.
     """
     mixtures, rows = by_prototype(prototypes), []
     for image in selection.to_pylist():
         modality, rng = image["modality"], generator(image["image_id"], seed)
         degradation, severity = hypothesis(mixtures.get(image["prototype_id"], {}), modality, rng)
-        for kind in kinds:
+        for kind, subject in subjects(image, kinds, partners):
             capabilities = ask.capabilities(kind, modality, degradation, severity)
             scope, text, options = question(kind, modality, degradation, rng)
-            rows.append(row_of(image, kind, scope, text, options, "", capabilities))
+            rows.append(row_of(subject, kind, scope, text, options, "", capabilities))
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["question_id"]), schema=QUESTION)
+
+
+def subjects(image: dict, kinds: Sequence[str], partners: Mapping[str, dict]) -> Iterator[tuple[str, dict]]:
+    """(kind, the image with image B, null where there is none) of each question about a selected image; no comparison
+    where it has no partner."""
+    other = partners.get(image["image_id"])
+    for kind in kinds:
+        if kind != "comparison":
+            yield kind, image | {"second_id": None, "second_uri": None}
+        elif other is not None:
+            yield kind, image | {"second_id": other["image_id"], "second_uri": other["uri"]}
 
 
 def row_of(
     image: dict, kind: str, scope: str, text: str, options: list[str], answer: str, capabilities: list[str]
 ) -> dict:
-    """The row of schema.QUESTION about a selected image."""
+    """The row of schema.QUESTION about an image of `subjects`."""
     return {
         "question_id": f"{image['image_id']}-{kind}",
-        **{name: image[name] for name in ("image_id", "uri", "modality")},
+        **{name: image[name] for name in ("image_id", "uri", "modality", "second_id", "second_uri")},
         "kind": kind,
         "scope": scope,
         "text": text,

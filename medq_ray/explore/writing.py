@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from medq_ray import questions as ask
 from medq_ray.questions.commission import Commission, read_reply
-from medq_ray.explore.questions import by_prototype, generator, hypothesis, row_of, scope_of
+from medq_ray.explore.questions import by_prototype, generator, hypothesis, row_of, scope_of, subjects
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
+from medq_ray.model.prompts import uris_of
 from medq_ray.schema import DROP, PROMPT, QUESTION
 
 MAX_TOKENS = 512
@@ -23,13 +24,13 @@ MAX_TOKENS = 512
 
 
 def commissions(
-    selection: pa.Table, prototypes: pa.Table, *, kinds: Sequence[str], seed: int
+    selection: pa.Table, prototypes: pa.Table, *, kinds: Sequence[str], seed: int, partners: Mapping[str, dict]
 ) -> dict[str, tuple[dict, Commission, str]]:
-    """question id -> (row of schema.SELECTION, its commission, the severity it is aimed at).
+    """question id -> (row of schema.SELECTION with image B, its commission, the severity it is aimed at).
 
     The aim is the degradation of the cell that paid for the image; where none did, it is drawn as for the seed rule. A
     what or how question about a weakness in general asks for the degradation or the grade. Draws depend on the seed and
-    the image only.
+    the image only. partners: of `explore.pairs`.
     """
     mixtures, found = by_prototype(prototypes), {}
     for image in selection.to_pylist():
@@ -38,11 +39,11 @@ def commissions(
         aim, severity = hypothesis(mixture, image["modality"], rng)
         if image["capability"]:
             aim = image["capability"].partition("/")[2]
-        for kind in kinds:
+        for kind, subject in subjects(image, kinds, partners):
             general = aim == "none" or (kind in ("yes_no", "how") and rng.random() < 0.5)
             wanted = ("Yes", "No")[rng.integers(2)] if kind == "yes_no" else ""
             commission = Commission(kind, image["modality"], "none" if general else aim, wanted)
-            found[f"{image['image_id']}-{kind}"] = image | {"aim": aim}, commission, severity
+            found[f"{image['image_id']}-{kind}"] = subject | {"aim": aim}, commission, severity
     return found
 
 
@@ -58,7 +59,7 @@ def written(
     rows, refused = [], dict.fromkeys(sorted(orders), "")
     for attempt in range(attempts):
         prompts = [
-            {"question_id": name, "uris": [orders[name][0]["uri"]], "prompt": orders[name][1].prompt(reason)}
+            {"question_id": name, "uris": uris_of(orders[name][0]), "prompt": orders[name][1].prompt(reason)}
             for name, reason in refused.items()
         ]
         if not prompts:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from medq_ray.questions import DEGRADATION_NAMES, LETTERS, MODALITY_NAMES, NOTHING, read_description
+from medq_ray.questions import COMPARED, DEGRADATION_NAMES, LETTERS, MODALITY_NAMES, NOTHING, read_description
 from medq_ray.schema import DEGRADATIONS, GRADES, SEVERITIES
 
 LONGEST = 400
@@ -23,7 +23,7 @@ class Commission:
     """One question to be written."""
 
     kind: str
-    """yes_no | what | how | description"""
+    """yes_no | what | how | description | comparison, which is of two images"""
     modality: str
     aim: str
     """The degradation that the question is aimed at, 'none' for quality in general."""
@@ -34,7 +34,8 @@ class Commission:
         """What is sent with the image; refused: what was wrong with the last reply, '' the first time."""
         name, known = MODALITY_NAMES[self.modality], [DEGRADATION_NAMES[d] for d in DEGRADATIONS[self.modality]]
         lines = [
-            f"You write questions that train a model to judge the quality of medical images. This is one {name} image.",
+            "You write questions that train a model to judge the quality of medical images. "
+            + (f"These are two {name} images." if self.kind == "comparison" else f"This is one {name} image."),
             f"Possible degradations: {', '.join(known)}. Severities: {', '.join(SEVERITIES)}. "
             f"Grades: {', '.join(GRADES)}.",
             self._instruction(),
@@ -66,6 +67,12 @@ class Commission:
             levels = GRADES if self.aim == "none" else SEVERITIES
             subject = "overall quality" if self.aim == "none" else "degradation"
             return f"Write a question on how bad the image's {subject} is, with the options {', '.join(levels)}."
+        if self.kind == "comparison":
+            return (
+                "Write a question on which of the two images is of better quality, in view of "
+                f"{about if self.aim == 'none' else f'{about} and other degradations'}, with the options "
+                f"{', '.join(COMPARED)}."
+            )
         assert self.kind == "description", self.kind
         return (
             "Ask for a description of the image's quality, and give it in exactly this form: 'A CT image. Mild ring. "
@@ -130,6 +137,9 @@ def _check_options(commission: Commission, question: str, options: Sequence[str]
             raise ValueError(f"the options must be degradations from the list and {NOTHING!r}")
         if says(question, answer):
             raise ValueError("the question gives its answer away")
+    elif kind == "comparison":
+        if sorted(options) != sorted(COMPARED):
+            raise ValueError(f"the options must be {', '.join(COMPARED)}")
     elif sorted(options) != sorted(GRADES if commission.aim == "none" else SEVERITIES):
         raise ValueError("the options are not the levels that were asked for")
 

@@ -44,6 +44,8 @@ def parse_prompt(prompt: str) -> dict:
         kind = "description"
     elif set(options) == {"Yes", "No"}:
         kind = "yes_no"
+    elif set(options) == set(questions.COMPARED):
+        kind = "comparison"
     elif set(options) <= set(SEVERITIES) or set(options) <= set(GRADES):
         kind = "how"
     else:
@@ -68,20 +70,20 @@ class SimulatedOracle:
                 f"oracle.edit_rate={self.edit_rate} and oracle.reject_rate={self.reject_rate} add up to more than 1"
             )
 
-    def answer(self, image_id: str, prompt: str) -> str:
+    def answer(self, image_id: str, prompt: str, second_id: str = "") -> str:
         """The text of the answer: right, plausible but wrong (edit_rate), UNUSABLE (reject_rate) or REFUSAL; to a
-        commission (`medq_ray.questions.commission`), a question and its answer."""
-        truth = self.truth.get(image_id)
-        if truth is None:
+        commission (`medq_ray.questions.commission`), a question and its answer. second_id: image B of a comparison."""
+        truth, second = self.truth.get(image_id), self.truth.get(second_id)
+        rng = self._rng("answer", image_id + second_id, prompt)
+        if truth is None or (second_id and second is None):
             return REFUSAL
         if (commission := commission_in(prompt)) is not None:
-            return self._written(commission, truth, self._rng("answer", image_id, prompt))
+            return self._written(commission, truth, second, rng)
         question = parse_prompt(prompt)
         try:
-            right = gold(question, truth)
+            right = gold(question, truth, second)
         except ValueError:  # a question of another world: none of its options is right
             return REFUSAL
-        rng = self._rng("answer", image_id, prompt)
         luck = rng.random()
         if luck < self.reject_rate:
             return UNUSABLE
@@ -92,10 +94,10 @@ class SimulatedOracle:
         letters = questions.LETTERS[: len(question["options"])].replace(right, "")
         return letters[rng.integers(len(letters))]
 
-    def _written(self, commission: Commission, truth: dict, rng: np.random.Generator) -> str:
+    def _written(self, commission: Commission, truth: dict, second: dict | None, rng: np.random.Generator) -> str:
         """A commissioned question as JSON: with the right answer, a plausible but wrong one (edit_rate), or such that
         no rule is kept (reject_rate)."""
-        luck, piece = rng.random(), write(commission, truth, rng)
+        luck, piece = rng.random(), write(commission, truth, second, rng)
         if luck < self.reject_rate:
             return garbage(piece, truth["modality"], rng)
         if luck < self.reject_rate + self.edit_rate:

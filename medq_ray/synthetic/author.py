@@ -12,8 +12,8 @@ from medq_ray.questions.commission import Commission
 from medq_ray.schema import DEGRADATIONS
 
 
-def write(commission: Commission, truth: dict, rng: np.random.Generator) -> dict:
-    """{question, options, answer} about an image with this row of schema.TRUTH; the answer is right."""
+def write(commission: Commission, truth: dict, second: dict | None, rng: np.random.Generator) -> dict:
+    """{question, options, answer} about an image with this row of schema.TRUTH, or two; the answer is right."""
     modality, true = truth["modality"], truth["degradation"]
     names = DEGRADATIONS[modality]
     general = commission.aim == "none"
@@ -30,10 +30,13 @@ def write(commission: Commission, truth: dict, rng: np.random.Generator) -> dict
         text, options = questions.what(modality, offered, rng)
     elif commission.kind == "how":
         text, options = questions.how(modality, general, rng)
+    elif commission.kind == "comparison":
+        text, options = questions.comparison(modality, rng)
     else:
         described = questions.describe(modality, true, truth["severity"])
         return {"question": questions.description(modality), "options": [], "answer": described}
-    letter = questions.gold_letter(commission.kind, text, options, true, truth["severity"])
+    letter = questions.gold_letter(commission.kind, text, options, true, truth["severity"],
+                                   None if second is None else second["severity"])  # fmt: skip
     return {"question": text, "options": options, "answer": options[questions.LETTERS.index(letter)]}
 
 

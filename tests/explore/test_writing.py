@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from medq_ray.questions.commission import Commission, commission_in, read_reply
+from medq_ray.explore.pairs import partners
 from medq_ray.explore.writing import commissions, written
 from medq_ray.model.prompts import parse_letter
 from medq_ray.questions import LETTERS
@@ -49,7 +50,7 @@ def oracle(truth: dict[str, dict], edit_rate: float = 0.0, reject_rate: float = 
 def write(count: int = 400, attempts: int = 3, seed: int = 0, **rates) -> tuple[list, list, dict, list[int]]:
     selection, truth = world(count)
     ask_oracle, asked = oracle(truth, **rates)
-    orders = commissions(selection, PROTOTYPE.empty_table(), kinds=KINDS, seed=seed)
+    orders = commissions(selection, PROTOTYPE.empty_table(), kinds=KINDS, seed=seed, partners={})
     table, dropped = written(orders, ask_oracle, attempts=attempts, temperature=0.0, seed=seed)
     assert table.schema == QUESTION and dropped.schema == DROP
     return table.to_pylist(), dropped.to_pylist(), truth, asked
@@ -113,7 +114,7 @@ def test_the_same_seed_asks_the_same_and_the_order_of_the_selection_does_not_mat
     shuffled = selection.take(np.random.default_rng(0).permutation(40))
     tables = []
     for table in (selection, shuffled):
-        orders = commissions(table, PROTOTYPE.empty_table(), kinds=KINDS, seed=3)
+        orders = commissions(table, PROTOTYPE.empty_table(), kinds=KINDS, seed=3, partners={})
         tables.append(written(orders, oracle(truth)[0], attempts=1, temperature=0.0, seed=3)[0])
     assert tables[0].equals(tables[1])
 
@@ -169,3 +170,43 @@ def test_each_rule_is_kept(change, reason):
 def test_each_kind_has_its_rules(kind, reply, reason):
     with pytest.raises(ValueError, match=reason):
         read_reply(Commission(kind, "mri", "motion", "No"), json.dumps(reply))
+
+
+def test_comparisons_are_of_two_patients_who_look_alike_and_say_which_is_better():
+    selection, truth = world(300)
+    rng = np.random.default_rng(0)
+    vectors = {name: row / np.linalg.norm(row) for name, row in zip(truth, rng.standard_normal((300, 8)), strict=True)}
+    pairs = partners(selection, lambda names: np.stack([vectors[name] for name in names]))
+    simulated = SimulatedOracle(truth, 0.0, 0.0, 0.0, seed=1)
+
+    def answer(prompts: pa.Table, sampling, label: str) -> pa.Table:
+        rows = [{"question_id": row["question_id"], "run": 0, "error": "",
+                 "text": simulated.answer(row["uris"][0][1:], row["prompt"], row["uris"][1][1:])}
+                for row in prompts.to_pylist()]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+    orders = commissions(selection, PROTOTYPE.empty_table(), kinds=("comparison",), seed=0, partners=pairs)
+    table, dropped = written(orders, answer, attempts=1, temperature=0.0, seed=0)
+    assert len(table) == 300 and not len(dropped)
+    chosen = Counter()
+    for row in table.to_pylist():
+        first, second = truth[row["image_id"]], truth[row["second_id"]]
+        assert first["modality"] == second["modality"] and row["image_id"] != row["second_id"]
+        own = [name for name in truth if truth[name]["modality"] == first["modality"] and name != row["image_id"]]
+        nearest = max(own, key=lambda name: float(vectors[name] @ vectors[row["image_id"]]))
+        assert row["second_id"] == nearest and row["second_uri"] == f"/{nearest}"
+        assert gold(row, first, second) == row["answer"]
+        said, levels = row["options"][LETTERS.index(row["answer"])], ("none", "mild", "severe")
+        worse = levels.index(first["severity"]) - levels.index(second["severity"])
+        assert said == ("the first" if worse < 0 else "the second" if worse else "both alike")
+        chosen[row["answer"]] += 1
+    assert set(chosen) == {"A", "B", "C"} and max(chosen.values()) < 1.6 * min(chosen.values())
+
+
+def test_an_image_without_another_patient_of_its_modality_is_not_compared():
+    selection, _ = world(30)
+    one = selection.set_column(3, "patient", pa.array(["p"] * 30))
+    assert selection.column_names[3] == "patient"
+    pairs = partners(one, lambda names: np.ones((len(names), 2)))
+    assert pairs == {}
+    assert commissions(one, PROTOTYPE.empty_table(), kinds=("comparison",), seed=0, partners=pairs) == {}
