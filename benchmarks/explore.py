@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ import pyarrow as pa
 
 FAILURES, LARGE, DIM, MOST, GROUPS = 5_000, 20_000, 512, 64, 30
 POOL, BUDGET, PROTOTYPES, HITS = 1_000_000, 2_000, 20, 150_000
+HELD_OUT, TAKEN, DEV = 10_000, 8_000, 1_305
+"""Images of dev and test, and of four earlier selections, near-duplicates of which are not selected; dev questions."""
 
 
 def points(count: int, seed: int = 0) -> np.ndarray:
@@ -86,6 +87,13 @@ def memory() -> list[dict]:
     return [row(f"memory at {LARGE:,} x {DIM}", found["peak"], 8.0, "GB", note)]
 
 
+def film(rows: np.ndarray) -> np.ndarray:
+    """Rows of which the first half comes in runs of ten alike, as frames of a film do."""
+    half = len(rows) // 2
+    rows[:half] = rows[np.arange(half) // 10 * 10]
+    return rows
+
+
 def million() -> str:
     """A selection of BUDGET from POOL images, of which each prototype retrieves HITS."""
     from medq_ray.config import Config, override
@@ -97,12 +105,13 @@ def million() -> str:
     rng = np.random.default_rng(0)
     names = pa.array([f"{i:016x}" for i in range(POOL)])
     modality = rng.integers(len(MODALITIES), size=POOL)
+    thumbs = film(rng.integers(0, 256, (POOL, 256), dtype=np.uint8))
     columns = {
-        "image_id": names, "split": pa.array(["pool"] * POOL), "uri": pa.array([""] * POOL),
+        "image_id": names, "split": pa.array(np.where(rng.random(POOL) < HELD_OUT / POOL, "dev", "pool")), "uri": pa.array([""] * POOL),
         "modality": pa.array(np.array(MODALITIES)[modality]), "patient": pa.array([f"p{i // 20}" for i in range(POOL)]),
         "session": pa.array([f"s{i // 5}" for i in range(POOL)]),
-        "phash": pa.array(rng.integers(0, 2**63, POOL, dtype=np.uint64)),
-        "thumb": pa.FixedSizeBinaryArray.from_buffers(pa.binary(256), POOL, [None, pa.py_buffer(rng.bytes(256 * POOL))]),
+        "phash": pa.array(film(rng.integers(0, 2**63, POOL, dtype=np.uint64))),
+        "thumb": pa.FixedSizeBinaryArray.from_buffers(pa.binary(256), POOL, [None, pa.py_buffer(thumbs.tobytes())]),
         "sharpness": pa.array(np.ones(POOL, np.float32)), "noise": pa.array(np.ones(POOL, np.float32)),
     }  # fmt: skip
     images = pa.table([columns.get(f.name, pa.nulls(POOL, f.type)) for f in POOL_IMAGE], schema=POOL_IMAGE)
@@ -119,14 +128,19 @@ def million() -> str:
                      pa.array(rng.uniform(0.75, 1, len(rows)).astype(np.float32))], schema=HIT)  # fmt: skip
     config = override(Config(), [f"explore.budget={BUDGET}"])
     rates = {cell: {"e": rng.random()} for cell in cells}
+    asked = [{"question_id": f"d{i}", "image_id": f"d{i}", "modality": cells[i % len(cells)][5:].partition("/")[0],
+              "capabilities": [cells[i % len(cells)]]} for i in range(DEV)]  # fmt: skip
+    failed = pa.Table.from_pylist(asked[::3], schema=FAILURE)
+    vectors = rng.standard_normal((POOL // 8, DIM), np.float32)
 
     def embedded(ids: list[str]) -> np.ndarray:
-        return np.zeros((len(ids), DIM), np.float32)
+        return vectors[: len(ids)]
 
+    taken = names.take(pa.array(rng.choice(POOL, TAKEN, replace=False))).to_pylist()
     started = time.perf_counter()
-    chosen = Chosen(images, names, [], radius=4, tolerance=0.1)
-    evidence = partial(Evidence.of, QUESTION.empty_table(), FAILURE.empty_table(), embedded)
-    means = Means(config, Hits.of(hits, prototypes, chosen.images), rates, evidence, rng, embedded, dict, None, [])
+    chosen = Chosen(images, names, taken, radius=4, tolerance=0.1)
+    evidence = Evidence.of(pa.Table.from_pylist(asked, schema=QUESTION), failed)
+    means = Means(config, Hits.of(hits, prototypes, chosen.images), rates, evidence, rng, embedded, dict, None, taken)
     missing, _ = select(chosen, means)
     assert missing == 0 and chosen.table().num_rows == BUDGET
     return f"{time.perf_counter() - started:.1f} s for the selection itself"

@@ -87,7 +87,8 @@ class Evaluate(Section):
     """Weight of the question-answer features beside the visual ones in a failure's feature vector. Our choice: of
     twelve sets of planted weaknesses the cells were found with an adjusted Rand index of 0.86 (at 0.5: 0.83)."""
     text_features: Literal["encoder", "tfidf"] = "encoder"
-    """What they are: the text embedding of the encoder (as BiomedCLIP's), or TF-IDF where it has no text tower."""
+    """What they are: the text embedding of the encoder (as BiomedCLIP's), or TF-IDF for one whose text tower was not
+    made for such texts."""
     max_prototypes: int = Field(24, ge=2)
     """Largest N_c tried; the silhouette criterion chooses (Sec. 2.2)."""
     crossings: tuple[str, ...] = ("kind x modality",)
@@ -115,7 +116,7 @@ class Judge(Section):
 
 
 class Explore(Section):
-    tau_sim: float = Field(0.75, ge=-1, le=1)
+    tau_sim: float = Field(0.75, ge=0, le=1)
     """Similarity threshold of eq. 2 (Sec. 3.1: 0.75, for BiomedCLIP; another encoder has another scale)."""
     alpha: float = Field(1.0, ge=0)
     """Exponent of w_k ~ e_k^alpha (Sec. 2.3). Its value is not in the paper; our choice."""

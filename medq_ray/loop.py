@@ -184,11 +184,11 @@ class Loop:
         own = images.filter(pc.equal(images["split"], split))["image_id"].combine_chunks()
         return questions.filter(pc.is_in(questions["image_id"], own)).sort_by("question_id")
 
-    def answerable(self, split: str) -> pa.Table:
-        """Those about images that ingest could read."""
-        own = self.images.filter(pc.equal(self.images["split"], split))["image_id"].combine_chunks()
-        asked = self.asked(split)
-        return asked.filter(pc.is_in(asked["image_id"], own))
+    def answered(self, evaluated: Step) -> pa.Table:
+        """The dev questions that an evaluation got answers to."""
+        scores, asked = evaluated.table("scores"), self.asked("dev")
+        names = scores.filter(pc.is_valid(scores["error_rate"]))["question_id"].combine_chunks()
+        return asked.filter(pc.is_in(asked["question_id"], names))
 
     def evaluate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
         origin = self.models.base if t == 0 else self.done(t - 1, "evolve").fingerprint
@@ -229,7 +229,7 @@ class Loop:
                 iteration=t,
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
-                asked=self.answerable("dev"),
+                asked=self.answered(evaluated),
                 failures=evaluated.table("failures"),
                 images=self.images,
                 allowed=reviewable(self.images, self.world)["image_id"].combine_chunks(),

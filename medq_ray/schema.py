@@ -261,7 +261,7 @@ SHARE = pa.schema(
         ("error_rate", pa.float64()),  # e_k of eq. 1; null for a prototype
         ("weight", pa.float64()),  # w_k, of all shares 1
         ("quota", pa.int32()),  # images that the weight entitles it to
-        ("look_alikes", pa.int32()),  # retrieved images that could be drawn
+        ("look_alikes", pa.int32()),  # retrieved images, near-duplicates among them
         ("drawn", pa.int32()),  # images, less than the quota where look-alikes are few, more where others gave back
     ]
 )

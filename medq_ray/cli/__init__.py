@@ -11,6 +11,7 @@ import click
 from medq_ray import __version__, config, recipes, schema
 from medq_ray.cli.exploring import calibrate, explore
 from medq_ray.cli.options import RUN_DIR, SET
+from medq_ray.cli.serving import serve
 
 
 class UserError(click.ClickException):
@@ -365,23 +366,7 @@ def medqbench(
     click.echo((out / ("result.json" if as_json else "table.txt")).read_text())
 
 
-@main.group()
-def serve() -> None:
-    """Serve a model over HTTP."""
-
-
-@serve.command("vlm")
-@click.option("--checkpoint", default="embedded", show_default=True, help="A Hugging Face folder, or 'embedded'.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
-@SET
-def serve_vlm(checkpoint: str, port: int, assignments: tuple) -> None:
-    """Serve a checkpoint with images over the OpenAI protocol until Ctrl-C.
-
-    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint --set engine.max_model_len=4096
-    """
-    from medq_ray.model.deploy import resolve_checkpoint, serve_forever
-
-    serve_forever(resolve_checkpoint(checkpoint), port, config.override(config.Config(), list(assignments)).engine)
+main.add_command(serve)
 
 
 @main.command()

@@ -40,6 +40,14 @@ def scaled(rows: np.ndarray) -> np.ndarray:
     return rows / length if length > 1e-6 else np.zeros_like(rows)
 
 
+def rotated(rows: np.ndarray) -> np.ndarray:
+    """The rows along their principal components: the same distances, and columns that do not correlate."""
+    if not rows.size:
+        return rows
+    mean = rows.mean(axis=0)
+    return (rows - mean) @ np.linalg.svd(rows - mean, full_matrices=False)[2].T
+
+
 @dataclass(frozen=True)
 class Features:
     """What the failures of one modality are clustered by: what is particular about the image, and about the question
@@ -66,14 +74,15 @@ class Features:
         return np.hstack([self.visual[self.image], self.text])
 
     def shuffled(self, rng: np.random.Generator) -> "Features":
-        """The same with the values of every column dealt out anew, over images and over questions: what is left is
-        that several failures are about one image."""
-        return Features(self.image, rng.permuted(self.visual, axis=0), rng.permuted(self.text, axis=0))
+        """The same with the values along every principal component dealt out anew, over images and over questions.
+        What is left is how far the cloud reaches in each direction, and that several failures are about one image."""
+        return Features(self.image, rng.permuted(rotated(self.visual), axis=0), rng.permuted(rotated(self.text), axis=0))
 
     def part(self, count: int) -> "Features":
         """Of `count` failures at even places."""
         rows = np.linspace(0, len(self.image) - 1, count).round().astype(int)
-        return Features(self.image[rows], self.visual, self.text[rows])
+        images, image = np.unique(self.image[rows], return_inverse=True)
+        return Features(image, self.visual[images], self.text[rows])
 
 
 def quality(features: Features, found: Clusters, cells: list[str], most: int) -> dict:
@@ -93,6 +102,8 @@ def quality(features: Features, found: Clusters, cells: list[str], most: int) ->
     if len(cells) > COMPARED:
         part = features.part(COMPARED)
         reference = part, cluster(part.joined(), most)
+        if np.isnan(reference[1].silhouettes).any():
+            return result
     rng = np.random.default_rng(0)
     shuffled = (cluster(reference[0].shuffled(rng).joined(), most).silhouette for _ in range(SHUFFLES))
     chance = np.nan_to_num(np.array(list(shuffled)))  # one cluster is no structure

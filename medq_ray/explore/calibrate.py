@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-GRID = np.arange(-20, 100) / 100
+GRID = np.arange(100) / 100
 """Thresholds that are tried."""
 
 
@@ -25,6 +25,8 @@ def similarities(vectors: np.ndarray, modality: Sequence[str], cell: Sequence[st
     names = [name for name in np.unique(cell) if (cell == name).sum() > 1]
     if not names:
         raise ValueError("no capability cell has two dev images; a calibration needs more of them")
+    if not any(((modality == modality[cell == name][0]) & (cell != name)).any() for name in names):
+        raise ValueError("no modality has dev images of two capability cells; a calibration needs others to tell from")
     found: dict[str, list[np.ndarray]] = {"same": [], "other": [], "elsewhere": []}
     for name in names:
         own = cell == name
@@ -41,7 +43,7 @@ def similarities(vectors: np.ndarray, modality: Sequence[str], cell: Sequence[st
 def passing(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The share of each kind of pair above each threshold of GRID."""
     return {
-        name: 1 - np.searchsorted(np.sort(values), GRID, side="right") / max(1, len(values))
+        name: 1 - np.searchsorted(np.sort(values), GRID, side="right") / len(values) if len(values) else 0 * GRID
         for name, values in found.items()
     }
 

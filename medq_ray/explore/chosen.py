@@ -1,4 +1,4 @@
-"""What is selected so far, and what it forbids: near-duplicates, and too many images of one patient."""
+"""What is selected so far, and what it closes to later draws: near-duplicates of it, and for a while its patients."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -11,6 +11,8 @@ from medq_ray.pool.dedup import Images, between
 from medq_ray.schema import SELECTION
 
 UNKNOWN, CLEAR, BARRED = 0, 1, 2
+BLOCK = 512
+"""Images that are looked at together, at least."""
 
 
 class Chosen:
@@ -35,7 +37,8 @@ class Chosen:
         barred = held_out | before | ~pc.is_in(self.images["image_id"], value_set=allowed).to_numpy()
         self.forbidden = np.flatnonzero(held_out | before)
         self.state = np.where(barred, BARRED, UNKNOWN).astype(np.int8)
-        """Of each row, whether it is, or is a near-duplicate of, what was forbidden from the beginning."""
+        """Of each row, whether it is, or is a near-duplicate of, what was forbidden from the beginning; BARRED also
+        where it is one of what has been selected since."""
 
     def free(self, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` that are not forbidden as far as known, in order; some may be near-duplicates."""
@@ -45,14 +48,16 @@ class Chosen:
         """The first `count` of `rows` that may be taken, one of each group of near-duplicates, in order."""
         rows, found, done = self.free(rows), np.empty(0, np.intp), 0
         while len(found) < count and done < len(rows):
-            block = rows[done : done + 2 * count]
+            block = rows[done : done + max(2 * count, BLOCK)]
             done += len(block)
             fresh = block[self.state[block] == UNKNOWN]
             self.state[fresh] = CLEAR
             self.state[fresh[self.pairs(fresh, self.forbidden)[0]]] = BARRED
             block = self.free(block)
-            closed = np.concatenate([np.fromiter(self.rows, np.intp, len(self.rows)), found])
-            block = np.delete(block, self.pairs(block, closed)[0])
+            taken = np.fromiter(self.rows, np.intp, len(self.rows))
+            self.state[block[self.pairs(block, taken)[0]]] = BARRED  # taking is final
+            block = self.free(block)
+            block = np.delete(block, self.pairs(block, found)[0])
             found = np.concatenate([found, self.distinct(block)])
         return found[:count]
 

@@ -1,7 +1,7 @@
 """The exploring phase: retrieve, select, ask."""
 
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,13 @@ def explore(
 ) -> dict:
     """Phase 2 up to annotation (Sec. 2.3).
 
-    prototypes: schema.PROTOTYPE, rates: eq. 1, asked: schema.QUESTION on dev and failures: schema.FAILURE, of this
-    iteration's evaluation; images: schema.POOL_IMAGE of all
+    prototypes: schema.PROTOTYPE, rates: eq. 1, asked: schema.QUESTION on dev that were answered, and failures:
+    schema.FAILURE, of this iteration's evaluation; images: schema.POOL_IMAGE of all
     splits, of which those of split 'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the
     pool; ask_self, ask_oracle: the model under training and the oracle; taken: image ids selected in earlier
     iterations. Writes retrieved, selection, shares, questions and dropped (.parquet), images that were nowhere yet as
-    a file of their own (images/*.png), and returns counts. Raises ValueError when the pool has no images.
+    a file of their own (images/*.png), and returns counts. Raises ValueError when the pool has no images, or the oracle
+    writes no question.
     """
     settings = config.explore
     pool = images.filter(pc.and_(pc.equal(images["split"], "pool"), pc.is_in(images["image_id"], allowed)))
@@ -63,7 +64,7 @@ def explore(
         config=config,
         hits=Hits.of(hits, prototypes, chosen.images),
         rates=rates,
-        evidence=partial(Evidence.of, asked, failures, embedded),
+        evidence=Evidence.of(asked, failures),
         rng=np.random.default_rng(np.random.SeedSequence([config.seed, iteration])),
         embedded=embedded,
         fetch=lambda names: fetch(names, folder / "images"),
@@ -103,6 +104,9 @@ def put(
     orders = commissions(selection, prototypes, kinds=settings.kinds, seed=config.seed, partners=pairs)
     found, dropped = written(orders, ask_oracle, attempts=settings.attempts, temperature=config.oracle.temperature,
                              seed=config.seed)  # fmt: skip
+    if dropped.num_rows and not found.num_rows:
+        reason, count = Counter(dropped["reason"].to_pylist()).most_common(1)[0]
+        raise ValueError(f"the oracle wrote none of {len(orders)} questions by the rules; {count} of them: {reason}")
     if dropped.num_rows:
         say(f"  {dropped.num_rows} of {len(orders)} questions are dropped: the oracle never kept the rules")
     return found, dropped

@@ -21,9 +21,12 @@ def drawn(mixture: dict[str, float], axis: str, values: Sequence[str], rng: np.r
     return values[rng.choice(len(values), p=shares / total if total > 0 else None)]
 
 
-def hypothesis(mixture: dict[str, float], modality: str, rng: np.random.Generator) -> tuple[str, str]:
-    """(degradation, severity) to ask about; an empty mixture (a random draw) makes all of the modality as likely."""
-    degradation = drawn(mixture, "degradation", ("none", *DEGRADATIONS[modality]), rng)
+def hypothesis(
+    mixture: dict[str, float], modality: str, rng: np.random.Generator, known: str | None = None
+) -> tuple[str, str]:
+    """(degradation, severity) to ask about; an empty mixture (a random draw) makes all of the modality as likely.
+    known: the degradation, where it is not to be drawn."""
+    degradation = known or drawn(mixture, "degradation", ("none", *DEGRADATIONS[modality]), rng)
     return degradation, "none" if degradation == "none" else drawn(mixture, "severity", SEVERITIES[1:], rng)
 
 

@@ -64,7 +64,7 @@ class Ranked:
     similarity: np.ndarray
     """float32 (n,): cosine to it."""
     score: np.ndarray
-    """float64 (n,): what ranks them, in falling order."""
+    """float64 (n,): what ranks them."""
 
     @classmethod
     def of(cls, rows: np.ndarray, prototype: np.ndarray, similarity: np.ndarray, score: np.ndarray) -> "Ranked":
@@ -75,7 +75,7 @@ class Ranked:
         return cls(rows[order], prototype[order], similarity[order], score[order])
 
     def weighed(self, count: int, likelihood: Callable[[np.ndarray], np.ndarray]) -> "Ranked":
-        """The best `count` ranked anew by score x likelihood(rows), before the others."""
+        """The best `count` ranked anew by score x likelihood(rows), before the others, whose scores stay."""
         score = self.score.copy()
         score[:count] *= likelihood(self.rows[:count])
         order = np.concatenate([np.lexsort([self.rows[:count], -score[:count]]), np.arange(count, len(score))])
@@ -91,15 +91,15 @@ class Ranked:
 class Evidence:
     """What the evaluation says of dev images, for weighing look-alikes."""
 
-    vectors: np.ndarray
-    """float32 (n, d): embeddings of dev images, of length 1."""
+    names: list[str]
+    """The n dev images."""
     modality: np.ndarray
     failed: dict[str, np.ndarray]
     """Cell -> float (n,): share of each image's questions on the cell that failed."""
 
     @classmethod
-    def of(cls, questions: pa.Table, failures: pa.Table, embedded: Embedded) -> "Evidence":
-        """questions: schema.QUESTION that were asked; failures: schema.FAILURE, those that failed."""
+    def of(cls, questions: pa.Table, failures: pa.Table) -> "Evidence":
+        """questions: schema.QUESTION that were answered; failures: schema.FAILURE, those that failed."""
         total, failed = Counter(keys_of(questions)), Counter(keys_of(failures))
         modality = dict(zip(questions["image_id"].to_pylist(), questions["modality"].to_pylist(), strict=True))
         names = sorted(modality)
@@ -107,18 +107,21 @@ class Evidence:
         shares: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(names)))
         for (name, cell), count in total.items():
             shares[cell][place[name]] = failed[name, cell] / count
-        return cls(embedded(names), np.array([modality[name] for name in names], str), dict(shares))
+        return cls(names, np.array([modality[name] for name in names], str), dict(shares))
 
-    def likelihood(self, cell: str, vectors: np.ndarray, neighbours: int) -> np.ndarray:
+    def likelihood(self, cell: str, known: np.ndarray, vectors: np.ndarray, neighbours: int) -> np.ndarray:
         """float64 (m,): how likely images have the weakness `cell`: the share that failed of what the nearest dev
-        images of the modality were asked, with a tenth of one image's questions added, so that none is impossible."""
+        images of the modality were asked, with a tenth of one image's questions added, so that none is impossible.
+
+        known: float32 (n, d), embeddings of the dev images; vectors: (m, d); all of length 1.
+        """
         own = np.flatnonzero(self.modality == modality_of(cell))
         k = min(neighbours, len(own))
         if k == 0:
             return np.ones(len(vectors))
         failed, found = self.failed.get(cell, np.zeros(len(self.modality)))[own], np.empty(len(vectors))
         for low in range(0, len(vectors), ROWS):
-            near = np.argpartition(-(vectors[low : low + ROWS] @ self.vectors[own].T), k - 1, axis=1)[:, :k]
+            near = np.argpartition(-(vectors[low : low + ROWS] @ known[own].T), k - 1, axis=1)[:, :k]
             found[low : low + ROWS] = (failed[near].sum(axis=1) + 0.1) / (k + 0.1)
         return found
 
@@ -200,7 +203,7 @@ def spend(
     while left:
         available = {name: len(chosen.free(found.rows)) for name, found in ranked.items() if name not in exhausted}
         share = quotas({name: weight[name] for name, count in available.items() if count}, left)
-        before = left
+        before = left, len(exhausted)
         for name in sorted((name for name in share if share[name]), key=lambda name: (available[name], name)):
             found, wanted = ranked[name], math.ceil(breadth * share[name])
             rows = chosen.open(found.rows, wanted)
@@ -211,6 +214,6 @@ def spend(
                             prototype_id=int(found.prototype[place]), similarity=float(found.similarity[place]),
                             score=float(found.score[place]))  # fmt: skip
                 left -= 1
-        if left == before:
+        if before == (left, len(exhausted)):
             break
     return left

@@ -34,8 +34,7 @@ class Means:
     hits: Hits
     rates: Mapping[str, dict]
     """Eq. 1."""
-    evidence: Callable[[], Evidence]
-    """What the evaluation says of dev images."""
+    evidence: Evidence
     rng: np.random.Generator
     embedded: Embedded
     fetch: Fetch
@@ -59,14 +58,16 @@ def weighed(
     ranked: Mapping[str, Ranked], depth: Mapping[str, int], chosen: Chosen, means: Means
 ) -> dict[str, Ranked]:
     """The best look-alikes for each cell, so many, ranked anew by what their nearest dev images say."""
-    rows = np.unique(np.concatenate([found.rows[: depth[cell]] for cell, found in ranked.items()]))
+    tops = [np.empty(0, np.intp), *(found.rows[: depth[cell]] for cell, found in ranked.items())]
+    rows, neighbours = np.unique(np.concatenate(tops)), means.config.explore.neighbours
     if not len(rows):
         return dict(ranked)
-    vectors = means.embedded(chosen.images["image_id"].take(pa.array(rows)).to_pylist())  # once: it reads all shards
-    evidence, neighbours = means.evidence(), means.config.explore.neighbours
+    names, dev = chosen.images["image_id"].take(pa.array(rows)).to_pylist(), means.evidence.names
+    vectors = means.embedded([*names, *dev])  # once: it reads all shards
+    vectors, known = vectors[: len(rows)], vectors[len(rows) :]
 
     def likelihood(cell: str, own: np.ndarray) -> np.ndarray:
-        return evidence.likelihood(cell, vectors[np.searchsorted(rows, own)], neighbours)
+        return means.evidence.likelihood(cell, known, vectors[np.searchsorted(rows, own)], neighbours)
 
     return {cell: found.weighed(depth[cell], partial(likelihood, cell)) for cell, found in ranked.items()}
 
@@ -112,7 +113,8 @@ def uncertainty(chosen: Chosen, budget: int, means: Means) -> tuple[int, list[di
     highest trajectory entropy (eq. 3) of a greedy description. Raises ValueError when the model gives no logprobs."""
     rows = at_random(chosen, means.config.explore.candidates * budget, means.rng)
     images = chosen.images.select(["image_id", "uri", "modality"]).take(pa.array(rows)).to_pylist()
-    paths = means.fetch([image["image_id"] for image in images if not image["uri"]])
+    absent = [image["image_id"] for image in images if not image["uri"]]
+    paths = means.fetch(absent) if absent else {}
     asked = [
         prompt_of({"question_id": image["image_id"], "uri": image["uri"] or paths[image["image_id"]],
                    "text": description(image["modality"]), "options": []})

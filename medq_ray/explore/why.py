@@ -42,7 +42,7 @@ def iteration(t: int, explored: Step, evaluated: Step, image_id: str) -> list[st
         lines.append(f"  no prototype chose it{score}")
     else:
         lines += share(explored, pick) + prototype(evaluated, pick, tau)
-    if len(hits) > 1:
+    if len(hits) > (pick["prototype_id"] is not None):
         lines.append(f"  retrieved by {retrieved}")
     return lines + questions(explored, image_id)
 
@@ -86,4 +86,6 @@ def prototype(evaluated: Step, pick: dict, tau: float) -> list[str]:
 def questions(explored: Step, image_id: str) -> list[str]:
     """What was asked about it."""
     rows = of_image(explored.table("questions"), image_id)
-    return [f"  asked ({row['kind']}): {row['text']} {' / '.join(row['options'])}".rstrip() for row in rows]
+    asked = [f"  asked ({row['kind']}): {row['text']} {' / '.join(row['options'])}".rstrip() for row in rows]
+    dropped = [row for row in explored.table("dropped").to_pylist() if row["id"].partition("-")[0] == image_id]
+    return asked + [f"  not asked ({row['id'].partition('-')[2]}): {row['reason']}" for row in dropped]

@@ -36,9 +36,8 @@ def commissions(
     for image in selection.to_pylist():
         rng = generator(image["image_id"], seed)
         mixture = mixtures.get(image["prototype_id"], {})
-        aim, severity = hypothesis(mixture, image["modality"], rng)
-        if image["capability"]:
-            aim = image["capability"].partition("/")[2]
+        paid = image["capability"].partition("/")[2] or None
+        aim, severity = hypothesis(mixture, image["modality"], rng, paid)
         for kind, subject in subjects(image, kinds, partners):
             general = aim == "none" or (kind in ("yes_no", "how") and rng.random() < 0.5)
             wanted = ("Yes", "No")[rng.integers(2)] if kind == "yes_no" else ""
@@ -56,7 +55,7 @@ def written(
     A letter or a description as the answer is the oracle's opinion, and no truth: annotation decides what becomes of
     it.
     """  # fmt: skip
-    rows, refused = [], dict.fromkeys(sorted(orders), "")
+    rows, lost, refused = [], {}, dict.fromkeys(sorted(orders), "")
     for attempt in range(attempts):
         prompts = [
             {"question_id": name, "uris": uris_of(orders[name][0]), "prompt": orders[name][1].prompt(reason)}
@@ -69,20 +68,22 @@ def written(
         refused = {}
         for reply in replies.select(["question_id", "text", "error"]).to_pylist():
             name = reply["question_id"]
+            if reply["error"]:  # the client has tried again already
+                lost[name] = f"no reply: {reply['error']}"
+                continue
             try:
-                rows.append(question_of(name, *orders[name], reply, seed))
+                rows.append(question_of(name, *orders[name], reply["text"], seed))
             except ValueError as error:
                 refused[name] = str(error)
-    dropped = [{"id": name, "step": "question", "reason": reason, "keeper": ""} for name, reason in refused.items()]
+    lost = dict(sorted((lost | refused).items()))
+    dropped = [{"id": name, "step": "question", "reason": reason, "keeper": ""} for name, reason in lost.items()]
     rows.sort(key=lambda row: row["question_id"])
     return pa.Table.from_pylist(rows, schema=QUESTION), pa.Table.from_pylist(dropped, schema=DROP)
 
 
-def question_of(name: str, image: dict, commission: Commission, severity: str, reply: dict, seed: int) -> dict:
+def question_of(name: str, image: dict, commission: Commission, severity: str, reply: str, seed: int) -> dict:
     """The row of schema.QUESTION that a reply makes. Raises ValueError saying why it makes none."""
-    if reply["error"]:
-        raise ValueError(f"no reply: {reply['error']}")
-    text, options, answer = read_reply(commission, reply["text"])
+    text, options, answer = read_reply(commission, reply)
     rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
     if commission.kind != "yes_no":  # there Yes is A, as everywhere
         options = [options[i] for i in rng.permutation(len(options))]

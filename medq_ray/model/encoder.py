@@ -7,7 +7,6 @@ base model's vision tower is a copy of its tower: it can see the rare degradatio
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +59,11 @@ class OpenClipEncoder:
 
 def text_embedder(name: str, batch_size: int) -> Callable[[list[str]], np.ndarray]:
     """The text tower of the encoder that `encoder.name` names: n strings -> float32 (n, dim), `batch_size` at a time.
-    Loaded when it is first asked, which raises as `load_encoder`."""
-    encoder = cache(load_encoder)
+    Each call loads it, and raises as `load_encoder`: between calls its memory is an engine's."""
 
     def embed(texts: list[str]) -> np.ndarray:
-        parts = [texts[low : low + batch_size] for low in range(0, len(texts), batch_size)]
-        return np.concatenate([encoder(name).texts(part) for part in parts])
+        encoder = load_encoder(name)
+        return np.concatenate([encoder.texts(texts[low : low + batch_size]) for low in range(0, len(texts), batch_size)])
 
     return embed
 

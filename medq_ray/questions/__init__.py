@@ -85,7 +85,9 @@ def gold_letter(
     """The right letter of a question for an image whose truth is known; second: severity of a comparison's image B, the
     milder of the two being the better."""
     if kind == "yes_no":
-        asked = re.search(r"show (.+)\?$", text)
+        asked = re.fullmatch(r"Does this .+ image show (.+)\?", text)
+        if asked is None and re.fullmatch(r"Is the quality of this .+ image impaired\?", text) is None:
+            raise ValueError(f"{text!r} is not in the words of `yes_no`: what Yes would mean is unknown")
         impaired = severity != "none"
         right = "Yes" if impaired and (asked is None or asked[1] == DEGRADATION_NAMES[degradation]) else "No"
     elif kind == "what":

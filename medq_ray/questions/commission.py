@@ -92,7 +92,7 @@ def read_reply(commission: Commission, reply: str) -> tuple[str, list[str], str]
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", reply.strip())  # a fence around JSON is a habit, and harmless
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("it is not one JSON object") from error
     if not isinstance(data, dict) or set(data) - {"question", "options", "answer"}:
         raise ValueError("it is not a JSON object of question, options and answer")
@@ -102,6 +102,8 @@ def read_reply(commission: Commission, reply: str) -> tuple[str, list[str], str]
     question, answer, options = question.strip(), answer.strip(), [option.strip() for option in options]
     if not all(0 < len(part) <= LONGEST for part in (question, answer, *options)):
         raise ValueError(f"a question, option or answer is empty or longer than {LONGEST} characters")
+    if not all(part.isprintable() for part in (question, answer, *options)):
+        raise ValueError("a question, option or answer has characters that cannot be printed")
     _check_options(commission, question, options, answer)
     return question, options, answer
 
@@ -132,9 +134,13 @@ def _check_options(commission: Commission, question: str, options: Sequence[str]
             raise ValueError('the options must be "Yes" and "No"')
         if commission.aim != "none" and not any(says(question, name) for name in known):
             raise ValueError("the question names none of the degradations")
+        if commission.aim == "none" and any(says(question, name) for name in known):
+            raise ValueError("the question is not about quality in general")
     elif kind == "what":
         if not 3 <= len(options) <= len(LETTERS) or NOTHING not in options or not set(options) <= {*known, NOTHING}:
             raise ValueError(f"the options must be degradations from the list and {NOTHING!r}")
+        if commission.aim != "none" and DEGRADATION_NAMES[commission.aim] not in options:
+            raise ValueError(f"{DEGRADATION_NAMES[commission.aim]} is not among the options")
         if says(question, answer):
             raise ValueError("the question gives its answer away")
     elif kind == "comparison":

@@ -41,7 +41,8 @@ def asked(run: RunFiles) -> list[dict]:
         questions += run.table(f"{folder}/questions.parquet")
         dropped += run.table(f"{folder}/dropped.parquet")
     rows = []
-    for kind in dict.fromkeys(question["kind"] for question in questions):
+    kinds = [question["kind"] for question in questions] + [drop["id"].partition("-")[2] for drop in dropped]
+    for kind in dict.fromkeys(kinds):
         own = [question for question in questions if question["kind"] == kind]
         answers = Counter(question["answer"] for question in own if question["answer"] in tuple(LETTERS))
         names = {"A": "Yes", "B": "No"} if kind == "yes_no" else {}
@@ -49,6 +50,7 @@ def asked(run: RunFiles) -> list[dict]:
         rows.append({
             "kind": words(kind), "count": len(own), "dropped": sum(reasons.values()),
             "reason": reasons.most_common(1)[0][0] if reasons else "",
+            "free": kind == "description",
             "answers": [(names.get(letter, letter), answers[letter] / answers.total()) for letter in sorted(answers)],
         })  # fmt: skip
     return rows

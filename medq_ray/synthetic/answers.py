@@ -1,7 +1,8 @@
 """What the simulated oracle says: answers about synthetic images from their truth, with errors at set rates.
 
 It stands where GPT-4o stands in the paper. With the default rates a reviewer accepts, edits and rejects its answers
-in the shares of the paper's Table 3 (63 / 29 / 8 %). `synthetic/oracle.py` serves it.
+in the shares of the paper's Table 3 (63 / 29 / 8 %); where it writes the questions too, what would be rejected breaks
+the rules, is asked for again, and reaches nobody. `synthetic/oracle.py` serves it.
 """
 
 import hashlib

@@ -147,3 +147,15 @@ def test_clusters_of_planted_cells_are_better_than_chance_and_of_noise_are_not(c
     quality = prototypes(failures, images, texts=tfidf, weight=0, most=12)[1]
     assert all(found["p"] > 0.05 and found["agreement"] < 0.3 for found in quality.values())
     assert "NO better than that of shuffled" in capsys.readouterr().out
+
+
+def test_a_cloud_that_is_long_in_one_direction_has_no_clusters():
+    """Its halves make a high silhouette, and so do those of any cloud as long."""
+    failures, images, _ = planted(80, kinds=("what",))
+    rng = np.random.default_rng(0)
+    way = units(rng.standard_normal((1, 16)))[0]
+    cloud = rng.standard_normal((80, 16)) + 8 * rng.standard_normal((80, 1)) * way
+    column = pa.FixedSizeListArray.from_arrays(pa.array(cloud.astype(np.float32).ravel()), 16)
+    images = images.set_column(images.schema.get_field_index("embedding"), images.schema.field("embedding"), column)
+    for found in prototypes(failures, images, texts=tfidf, weight=0, most=12)[1].values():
+        assert found["silhouette"] > 0.3 and found["p"] > 0.05

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from small_pool import CELLS, RATES, make_pool, make_prototypes, phase, rates, settings, unsure
 
-from medq_ray.explore.sampling import Evidence, Hits, quotas, weights
+from medq_ray.explore.sampling import Evidence, Hits, Ranked, quotas, weights
 from medq_ray.explore.strategies import STRATEGIES
 from medq_ray.schema import FAILURE, HIT, PROTOTYPE, QUESTION, SELECTION, SHARE
 
@@ -228,7 +228,7 @@ def test_sessions_of_a_patient_take_turns(selected):
     sessions = pa.array([f"s{i % 50 if i % 50 < 5 else 0}" for i in range(400)])
     one = one.set_column(one.schema.get_field_index("session"), "session", sessions)
     session = dict(zip(one["image_id"].to_pylist(), sessions.to_pylist(), strict=True))
-    config = settings("explore.random_fraction=0", "explore.breadth=100", "explore.budget=10", "explore.tau_sim=-1")
+    config = settings("explore.random_fraction=0", "explore.breadth=100", "explore.budget=10", "explore.tau_sim=0")
     table = selected(config, one, rates(0, 0, 0, 1.0), anchors=make_prototypes(range(4)))
     counts = Counter(session[name] for name in table["image_id"].to_pylist())
     assert set(counts) == {f"s{i}" for i in range(5)} and max(counts.values()) - min(counts.values()) <= 1
@@ -281,9 +281,36 @@ def test_dev_images_that_were_answered_right_speak_against_a_look_alike():
             for name, cell in zip(ids, cells, strict=True) for kind in ("what", "how")]  # fmt: skip
     asked = pa.Table.from_pylist(rows, schema=QUESTION)
     failed = pa.Table.from_pylist([row for row in rows if row["capabilities"] == [CELLS[0]]], schema=FAILURE)
-    vectors = np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
-    evidence = Evidence.of(asked, failed, lambda names: vectors[[int(name) for name in names]])
-    likely = evidence.likelihood(CELLS[0], np.eye(2, dtype=np.float32), 5)
-    assert likely == pytest.approx([1.0, 0.1 / 5.1])
-    assert evidence.likelihood(CELLS[1], np.eye(2, dtype=np.float32), 5) == pytest.approx(0.1 / 5.1)
-    assert evidence.likelihood(CELLS[2], np.eye(2, dtype=np.float32), 5) == pytest.approx(1)  # no dev image of it
+    evidence, known = Evidence.of(asked, failed), np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
+    assert evidence.names == ids
+    motion, bias, metal = (evidence.likelihood(cell, known, np.eye(2, dtype=np.float32), 5) for cell in CELLS[:3])
+    assert motion == pytest.approx([1.0, 0.1 / 5.1]) and bias == pytest.approx(0.1 / 5.1)
+    assert metal == pytest.approx(1)  # there is no dev image of its modality
+
+
+def test_weighing_puts_the_likely_first_and_leaves_the_rest():
+    found = Ranked(np.array([7, 3, 5, 9]), np.array([1, 1, 2, 2], np.int32), np.float32([0.9, 0.8, 0.7, 0.6]),
+                   np.array([0.9, 0.8, 0.7, 0.6]))  # fmt: skip
+    again = found.weighed(3, lambda rows: np.where(rows == 5, 1.0, 0.1))
+    assert again.rows.tolist() == [5, 7, 3, 9] and again.prototype.tolist() == [2, 1, 1, 2]
+    assert again.score == pytest.approx([0.7, 0.09, 0.08, 0.6]) and found.rows.tolist() == [7, 3, 5, 9]
+
+
+def test_a_share_that_is_used_up_gives_back_though_its_twins_look_free(selected):
+    """Six images and their twins for one cell; what they cannot fill goes to the other cell, not to chance."""
+    pool, truth = make_pool(400)
+    rows = pool.to_pylist()
+    motion = [row for row in rows if truth[row["image_id"]] == CELLS[0]][:6]
+    others = [row for row in rows if truth[row["image_id"]] == CELLS[3]]
+    twins = [row | {"image_id": f"f{i:015x}", "phash": row["phash"] ^ 1} for i, row in enumerate(motion)]
+    few = pa.Table.from_pylist(motion + twins + others, schema=pool.schema)
+    anchors = make_prototypes(range(4)).take([0, 3])
+    config = settings("explore.random_fraction=0", "explore.budget=40", "explore.breadth=1")
+    table = selected(config, few, rates(0.9, 0, 0, 0.1), anchors=anchors)
+    assert Counter(table["strategy"].to_pylist()) == {"failure_driven": 40}
+    assert Counter(table["capability"].to_pylist()) == {CELLS[0]: 6, CELLS[3]: 34}
+
+
+def test_rates_without_cells_make_a_random_selection(selected):
+    table = selected(settings(), make_pool()[0], {"kind:what": {"e": 0.9}})
+    assert set(table["strategy"].to_pylist()) == {"random"} and table.num_rows == 24

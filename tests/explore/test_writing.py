@@ -72,6 +72,7 @@ def test_questions_are_aimed_at_the_weakness_that_selected_the_image():
     for row in rows:
         aim = next(name for name in row["capabilities"] if name.startswith("cell:")).partition("/")[2]
         assert row["modality"] == truth[row["image_id"]]["modality"] and aim in DEGRADATIONS[row["modality"]]
+        assert f"degradation:{aim}" in row["capabilities"] and "severity:none" not in row["capabilities"]
         if row["kind"] == "what":
             assert aim.replace("_", " ") in row["options"]
     specific = [row for row in rows if row["kind"] == "yes_no" and " show " in row["text"]]
@@ -138,6 +139,8 @@ def test_a_reply_in_a_fence_is_read():
     ("change", "reason"),
     [
         ({"answer": "motion blur"}, "none of the options"),
+        ({"options": ["blur", "noise", "none of these"]}, "motion is not among"),
+        ({"question": "What is \ud83d?"}, "cannot be printed"),
         ({"options": ["motion", "Motion", "none of these"], "answer": "motion"}, "two options are the same"),
         ({"options": ["motion", "ring", "none of these"], "answer": "ring"}, "degradations from the list"),
         ({"options": ["motion", "blur", "noise"]}, "none of these"),
@@ -159,6 +162,7 @@ def test_each_rule_is_kept(change, reason):
     [
         ("yes_no", {"question": "Is there motion?", "options": ["Yes", "No", "?"], "answer": "No"}, '"Yes" and "No"'),
         ("yes_no", {"question": "Is it fine?", "options": ["Yes", "No"], "answer": "No"}, "names none"),
+        ("general", {"question": "Is there noise?", "options": ["Yes", "No"], "answer": "No"}, "not about quality"),
         ("how", {"question": "How bad?", "options": ["low", "high"], "answer": "low"}, "levels"),
         ("description", {"question": "Describe.", "answer": "It is fine."}, "form"),
         ("description", {"question": "Describe.", "answer": "A CT image. Mild ring. Overall, the quality of this "
@@ -168,8 +172,32 @@ def test_each_rule_is_kept(change, reason):
     ],
 )  # fmt: skip
 def test_each_kind_has_its_rules(kind, reply, reason):
+    aim, kind = ("none", "yes_no") if kind == "general" else ("motion", kind)
     with pytest.raises(ValueError, match=reason):
-        read_reply(Commission(kind, "mri", "motion", "No"), json.dumps(reply))
+        read_reply(Commission(kind, "mri", aim, "No"), json.dumps(reply))
+
+
+def test_a_reply_of_brackets_is_no_crash():
+    with pytest.raises(ValueError, match="not one JSON object"):
+        read_reply(WHAT, "[" * 100_000)
+
+
+def test_what_the_endpoint_refuses_is_dropped_at_once():
+    selection, truth = world(20)
+    ask_oracle, asked = oracle(truth)
+    refused = set(truth) - set(list(truth)[:10])
+
+    def answer(prompts: pa.Table, sampling, label: str) -> pa.Table:
+        rows = ask_oracle(prompts, sampling, label).to_pylist()
+        for row in rows:
+            if row["question_id"][:16] in refused:
+                row |= {"text": "", "error": "HTTP 400: content filter"}
+        return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+    orders = commissions(selection, PROTOTYPE.empty_table(), kinds=KINDS, seed=0, partners={})
+    table, dropped = written(orders, answer, attempts=3, temperature=0.0, seed=0)
+    assert asked == [80] and len(table) == 40
+    assert set(dropped["reason"].to_pylist()) == {"no reply: HTTP 400: content filter"} and len(dropped) == 40
 
 
 def test_comparisons_are_of_two_patients_who_look_alike_and_say_which_is_better():

@@ -212,7 +212,7 @@ def pick(row: dict) -> dict:
 def question(row: dict, kind: str, rng: np.random.Generator) -> dict:
     text, options = ask.how(row["modality"], True, rng)
     return {"question_id": f"{row['image_id']}-{kind}", "image_id": row["image_id"], "uri": row["uri"], "kind": kind,
-            "scope": "general", "modality": row["modality"], "text": text, "options": options, "answer": "",
+            "scope": "general", "modality": row["modality"], "text": text, "options": options, "answer": "A" if options else "text",
             "capabilities": []}  # fmt: skip
 
 
