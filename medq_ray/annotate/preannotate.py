@@ -64,7 +64,7 @@ def oracle_answers(questions: pa.Table, config: Config, ask_oracle: Answer, labe
         return known
     sampling = Sampling(n=1, temperature=config.oracle.temperature, max_tokens=ORACLE_MAX_TOKENS, seed=config.seed,
                         logprobs=False)  # fmt: skip
-    return known | by_question(ask_oracle(prompts_of(open_), sampling, label))
+    return by_question(ask_oracle(prompts_of(open_), sampling, label)) | known
 
 
 def prompts_of(questions: pa.Table) -> pa.Table:

@@ -19,8 +19,8 @@ from medq_ray.schema import PROTOTYPE
 
 Texts = Callable[[list[str]], np.ndarray]
 """texts(n strings) -> float (n, d)."""
-SHUFFLES = 19
-"""Clusterings of shuffled features that the silhouette is compared with: p is 0.05 at best."""
+CLOUDS = 19
+"""Clusterings of clouds without clusters that the silhouette is compared with: p is 0.05 at best."""
 COMPARED = 2_000
 """Most failures of a modality in that comparison, at even places; 19 trees of as many take five seconds."""
 
@@ -40,12 +40,13 @@ def scaled(rows: np.ndarray) -> np.ndarray:
     return rows / length if length > 1e-6 else np.zeros_like(rows)
 
 
-def rotated(rows: np.ndarray) -> np.ndarray:
-    """The rows along their principal components: the same distances, and columns that do not correlate."""
+def reach(rows: np.ndarray) -> np.ndarray:
+    """Standard deviations of rows (n, d) along their d principal components: which way these point changes no
+    distance between rows that are drawn along them."""
     if not rows.size:
-        return rows
-    mean = rows.mean(axis=0)
-    return (rows - mean) @ np.linalg.svd(rows - mean, full_matrices=False)[2].T
+        return np.zeros(rows.shape[1])
+    found = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) / np.sqrt(len(rows))
+    return np.pad(found, (0, rows.shape[1] - len(found)))
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ class Features:
         """float64 (n, d)"""
         return np.hstack([self.visual[self.image], self.text])
 
-    def shuffled(self, rng: np.random.Generator) -> "Features":
-        """The same with the values along every principal component dealt out anew, over images and over questions.
-        What is left is how far the cloud reaches in each direction, and that several failures are about one image."""
-        return Features(self.image, rng.permuted(rotated(self.visual), axis=0), rng.permuted(rotated(self.text), axis=0))
+    def cloud(self, rng: np.random.Generator) -> "Features":
+        """As many images and questions drawn from one normal cloud that reaches as far in every direction: no clusters,
+        but several failures about one image as here (the null hypothesis of SigClust, Liu et al. 2008)."""
+        visual, text = (reach(rows) * rng.standard_normal(rows.shape) for rows in (self.visual, self.text))
+        return Features(self.image, visual, text)
 
     def part(self, count: int) -> "Features":
         """Of `count` failures at even places."""
@@ -86,15 +88,15 @@ class Features:
 
 
 def quality(features: Features, found: Clusters, cells: list[str], most: int) -> dict:
-    """Whether clusters are more than chance would make: {failures, prototypes, silhouette, shuffled, p, agreement}.
+    """Whether clusters are more than chance would make: {failures, prototypes, silhouette, chance, p, agreement}.
 
-    shuffled: the mean silhouette of SHUFFLES clusterings of shuffled features; p: the share of them that are as good,
+    chance: the mean silhouette of CLOUDS clusterings of `Features.cloud`; p: the share of them that are as good,
     ours included (COMPARED failures at most); agreement: adjusted mutual information with `cells`, the failures' true
     modality x degradation. Null where there was nothing to choose.
     """
     from sklearn.metrics import adjusted_mutual_info_score
 
-    result = {"failures": len(cells), "prototypes": found.count, "silhouette": None, "shuffled": None, "p": None,
+    result = {"failures": len(cells), "prototypes": found.count, "silhouette": None, "chance": None, "p": None,
               "agreement": round(float(adjusted_mutual_info_score(cells, found.labels)), 6)}  # fmt: skip
     if np.isnan(found.silhouettes).any():
         return result
@@ -105,13 +107,13 @@ def quality(features: Features, found: Clusters, cells: list[str], most: int) ->
         if np.isnan(reference[1].silhouettes).any():
             return result
     rng = np.random.default_rng(0)
-    shuffled = (cluster(reference[0].shuffled(rng).joined(), most).silhouette for _ in range(SHUFFLES))
-    chance = np.nan_to_num(np.array(list(shuffled)))  # one cluster is no structure
+    clouds = (cluster(reference[0].cloud(rng).joined(), most).silhouette for _ in range(CLOUDS))
+    chance = np.nan_to_num(np.array(list(clouds)))  # one cluster is no structure
     beaten = int((chance >= reference[1].silhouette).sum())
     return result | {
         "silhouette": round(found.silhouette, 6),
-        "shuffled": round(float(chance.mean()), 6),
-        "p": round((1 + beaten) / (1 + SHUFFLES), 6),
+        "chance": round(float(chance.mean()), 6),
+        "p": round((1 + beaten) / (1 + CLOUDS), 6),
     }
 
 
@@ -122,8 +124,8 @@ def describe(modality: str, found: dict) -> str:
         return f"{head} are too few or too alike to cluster; prototypes: {found['prototypes']}"
     better = "better than" if found["p"] <= 0.05 else "NO better than"
     return (
-        f"{head} in {found['prototypes']} prototypes; silhouette {found['silhouette']:.2f}, {better} that of shuffled "
-        f"features, {found['shuffled']:.2f} (p = {found['p']:.2f}); agreement with cells {found['agreement']:.2f}"
+        f"{head} in {found['prototypes']} prototypes; silhouette {found['silhouette']:.2f}, {better} that of a cloud "
+        f"without clusters, {found['chance']:.2f} (p = {found['p']:.2f}); agreement with cells {found['agreement']:.2f}"
     )
 
 

@@ -70,8 +70,8 @@ def questions(
 ) -> pa.Table:
     """schema.QUESTION, one of each kind for each selected image, answers empty; sorted by question_id.
 
-    selection: schema.SELECTION; prototypes: schema.PROTOTYPE; partners: of `explore.pairs`, for comparisons. Draws depend on the seed and the image only, so the
-    order of rows does not matter.
+    selection: schema.SELECTION; prototypes: schema.PROTOTYPE; partners: of `explore.pairs`, for comparisons. Draws
+    depend on the seed and the image only, so the order of rows does not matter.
     """
     mixtures, rows = by_prototype(prototypes), []
     for image in selection.to_pylist():

@@ -13,7 +13,7 @@ SHOWN = 12
 def quality(run: RunFiles, t: int) -> list[dict]:
     """One row a modality: whether its clusters are better than chance."""
     found = run.json(f"iter-{t:02d}/evaluate/clusters.json") or {}
-    return [{"modality": words(name), **row, "chance": row["p"] is not None and row["p"] > 0.05}
+    return [{"modality": words(name), **row, "unsure": row["p"] is not None and row["p"] > 0.05}
             for name, row in found.items()]  # fmt: skip
 
 

@@ -304,7 +304,8 @@ def test_a_share_that_is_used_up_gives_back_though_its_twins_look_free(selected)
     others = [row for row in rows if truth[row["image_id"]] == CELLS[3]]
     twins = [row | {"image_id": f"f{i:015x}", "phash": row["phash"] ^ 1} for i, row in enumerate(motion)]
     few = pa.Table.from_pylist(motion + twins + others, schema=pool.schema)
-    anchors = make_prototypes(range(4)).take([0, 3])
+    anchors = [row | {"capabilities": [(CELLS[i], 1.0)]} for i, row in enumerate(make_prototypes(range(4)).to_pylist())]
+    anchors = pa.Table.from_pylist([anchors[0], anchors[3]], schema=PROTOTYPE)
     config = settings("explore.random_fraction=0", "explore.budget=40", "explore.breadth=1")
     table = selected(config, few, rates(0.9, 0, 0, 0.1), anchors=anchors)
     assert Counter(table["strategy"].to_pylist()) == {"failure_driven": 40}

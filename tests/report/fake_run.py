@@ -118,8 +118,8 @@ def evaluated(folder: Path, t: int, dev: list[dict], rng: np.random.Generator) -
     out = folder / "evaluate"
     write_table(out / "failures.parquet", failures, FAILURE)
     write_table(out / "prototypes.parquet", prototypes, PROTOTYPE)
-    quality = {"failures": 20, "prototypes": 2, "silhouette": 0.4, "shuffled": 0.1, "p": 0.05, "agreement": 0.8}
-    few = quality | {"silhouette": None, "shuffled": None, "p": None}
+    quality = {"failures": 20, "prototypes": 2, "silhouette": 0.4, "chance": 0.1, "p": 0.05, "agreement": 0.8}
+    few = quality | {"silhouette": None, "chance": None, "p": None}
     write_json(out / "clusters.json", {"mri": quality, "ct": quality | {"p": 0.4}, "fundus": few})
     write_json(out / "rates.json", rates)
     scores = [{"question_id": f["question_id"], "kind": f["kind"], "modality": f["modality"], "patient": f["image_id"],
@@ -211,8 +211,9 @@ def pick(row: dict) -> dict:
 
 def question(row: dict, kind: str, rng: np.random.Generator) -> dict:
     text, options = ask.how(row["modality"], True, rng)
+    options, answer = ([], text) if kind == "description" else (options, "A")
     return {"question_id": f"{row['image_id']}-{kind}", "image_id": row["image_id"], "uri": row["uri"], "kind": kind,
-            "scope": "general", "modality": row["modality"], "text": text, "options": options, "answer": "A" if options else "text",
+            "scope": "general", "modality": row["modality"], "text": text, "options": options, "answer": answer,
             "capabilities": []}  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from fake_run import build
 from medq_ray.artifacts import read_table
 from medq_ray.report import iteration_table, write_report
 from medq_ray.report.charts import axis, spread
+from medq_ray.schema import KINDS
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
 
@@ -89,7 +90,8 @@ def test_clusters_budget_and_questions_are_shown(run):
     shares = read_table(run / "iter-00/explore/shares.parquet").to_pylist()
     assert f"{sum(share['drawn'] for share in shares)} images for" in text
     questions = read_table(run / "iter-00/explore/questions.parquet").to_pylist()
-    assert "two options are the same" in text and text.count("stack letters") == len({q["kind"] for q in questions}) - 1
+    assert "two options are the same" in text and text.count('class="stack letters"') == len(KINDS) - 1
+    assert {q["kind"] for q in questions} == set(KINDS)
     assert "free text" in text and "selected for" in text
 
 
