@@ -62,8 +62,8 @@ def text_embedder(name: str, batch_size: int) -> Callable[[list[str]], np.ndarra
     Each call loads it, and raises as `load_encoder`: between calls its memory is an engine's."""
 
     def embed(texts: list[str]) -> np.ndarray:
-        encoder = load_encoder(name)
-        return np.concatenate([encoder.texts(texts[low : low + batch_size]) for low in range(0, len(texts), batch_size)])
+        encoder, starts = load_encoder(name), range(0, len(texts), batch_size)
+        return np.concatenate([encoder.texts(texts[low : low + batch_size]) for low in starts])
 
     return embed
 
