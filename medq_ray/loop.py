@@ -27,11 +27,12 @@ from medq_ray.evaluate import evaluate
 from medq_ray.evaluate.compare import compare
 from medq_ray.evaluate.descriptions import wording_of
 from medq_ray.evaluate.judge import warnings
+from medq_ray.evaluate.prototypes import tfidf
 from medq_ray.evolve import evolve
 from medq_ray.explore import explore
 from medq_ray.ledger import Ledger
 from medq_ray.model.deploy import resolve_checkpoint
-from medq_ray.model.encoder import encoder_folder
+from medq_ray.model.encoder import encoder_folder, text_embedder
 from medq_ray.models import Models, Servers, check_keys
 from medq_ray.pool.prepare import Given, check_pool, check_use, prepare, reviewable, with_pictures
 from medq_ray.pool.store import open_pool
@@ -72,7 +73,7 @@ def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda su
                     last, stopped = True, "plateau"
                 best = t if gain["difference"] > 0 else best
                 if not last:
-                    loop.explore(t)
+                    loop.explore(t, checkpoint, servers)
                     loop.annotate(t, checkpoint, servers)
             if not last:
                 loop.review(t)
@@ -117,6 +118,8 @@ class Loop:
         self.settings = settings.identity(config)
         self.ledger = Ledger(run.root / "ledger.jsonl")
         encoder = encoder_folder(config.encoder.name)
+        embedder = text_embedder(config.encoder.name, config.encoder.batch_size)
+        self.texts = embedder if config.evaluate.text_features == "encoder" else tfidf
         self.spent: Counter = Counter()
         """Tokens of the step that is being done: (what, simulated) -> amount."""
         self.world = self.open_world()
@@ -181,6 +184,12 @@ class Loop:
         own = images.filter(pc.equal(images["split"], split))["image_id"].combine_chunks()
         return questions.filter(pc.is_in(questions["image_id"], own)).sort_by("question_id")
 
+    def answered(self, evaluated: Step) -> pa.Table:
+        """The dev questions that an evaluation got answers to."""
+        scores, asked = evaluated.table("scores"), self.asked("dev")
+        names = scores.filter(pc.is_valid(scores["error_rate"]))["question_id"].combine_chunks()
+        return asked.filter(pc.is_in(asked["question_id"], names))
+
     def evaluate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
         origin = self.models.base if t == 0 else self.done(t - 1, "evolve").fingerprint
         return self.step(
@@ -192,6 +201,7 @@ class Loop:
                 test=self.asked("test"),
                 images=with_pictures(self.pool.embedded(self.held_out), self.world.images),
                 answer=self.models.checkpoint(t, checkpoint, servers),
+                texts=self.texts,
                 ask_judge=self.models.judge(),
             ),
             sections=("evaluate", "judge"),
@@ -207,7 +217,7 @@ class Loop:
             say(f"  dev, against iteration {before}: {change}, p = {found['p_mcnemar']:.2g}")
         return found
 
-    def explore(self, t: int) -> Step:
+    def explore(self, t: int, checkpoint: Path, servers: Servers) -> Step:
         evaluated = self.done(t, "evaluate")
         earlier = [self.done(i, "explore") for i in range(t)]
         taken = {image for step in earlier for image in step.table("selection")["image_id"].to_pylist()}
@@ -219,12 +229,18 @@ class Loop:
                 iteration=t,
                 prototypes=evaluated.table("prototypes"),
                 rates=evaluated.json("rates"),
-                pool=reviewable(self.images, self.world),
+                asked=self.answered(evaluated),
+                failures=evaluated.table("failures"),
+                images=self.images,
+                allowed=reviewable(self.images, self.world)["image_id"].combine_chunks(),
                 search=self.pool.search,
+                embedded=self.pool.vectors,
                 fetch=self.pool.fetch,
+                ask_self=self.models.checkpoint(t, checkpoint, servers),
+                ask_oracle=self.models.oracle(servers),
                 taken=taken,
             ),
-            sections=("explore", "evolve"),  # near-duplicates are defined in evolve
+            sections=("explore", "evolve", "oracle"),  # near-duplicates are defined in evolve
             inputs={"evaluate": evaluated.fingerprint} | {step.path.parent.name: step.fingerprint for step in earlier},
         )
 

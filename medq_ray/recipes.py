@@ -14,7 +14,7 @@ def demo(seed: int = 0) -> Config:
         recipe="demo",
         seed=seed,
         encoder=Encoder(name="embedded"),
-        evaluate=Evaluate(max_tokens=40, text_weight=0.25),
+        evaluate=Evaluate(max_tokens=40),
         # tau_sim for the embedded encoder, whose cosines lie higher than BiomedCLIP's: 0.90 within a cell on average.
         explore=Explore(tau_sim=0.85, budget=300, random_fraction=0.3, breadth=2),
         # From one selection of 300 images dev accuracy (62.7 %) moved to 71.1 at 3e-4 in 80 steps of 48, to 72.7 at

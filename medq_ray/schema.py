@@ -136,6 +136,8 @@ QUESTION = pa.schema(
         ("options", pa.list_(pa.string())),  # lettered A, B, ... in this order; empty for descriptions
         ("answer", pa.string()),  # the right letter or the reference description; '' where nobody knows yet
         ("capabilities", pa.list_(pa.string())),  # the multi-hot vector c of eq. 1, as 'axis:value' names
+        ("second_id", pa.string()),  # image B of a comparison, else null
+        ("second_uri", pa.string()),
     ]
 )
 
@@ -143,7 +145,6 @@ BENCH_QUESTION = pa.schema(
     [
         *QUESTION,  # an option that the release leaves out is '': letters keep their places
         ("task", pa.string()),  # perception | description | comparison
-        ("second_uri", pa.string()),  # image B of a comparison, else ''
         ("extra", pa.string()),  # JSON: columns of the release that we do not know, kept as they are
     ]
 )
@@ -245,12 +246,26 @@ SELECTION = pa.schema(
         ("uri", pa.string()),
         ("modality", pa.string()),
         ("patient", pa.string()),
-        ("strategy", pa.string()),  # failure_driven | random
-        ("capability", pa.string()),  # the share that paid for it; '' for random draws
-        ("prototype_id", pa.int32()),  # null for random draws
+        ("strategy", pa.string()),  # what drew it: config.Explore.strategy, or random
+        ("capability", pa.string()),  # the share that paid for it; '' where no weakness did
+        ("prototype_id", pa.int32()),  # null where no prototype retrieved it
         ("similarity", pa.float32()),
+        ("score", pa.float32()),  # what ranked it among others of its strategy; null for random draws
     ]
 )
+"""An image that was chosen to be annotated, and why."""
+
+SHARE = pa.schema(
+    [
+        ("name", pa.string()),  # a capability, or 'prototype 3'
+        ("error_rate", pa.float64()),  # e_k of eq. 1; null for a prototype
+        ("weight", pa.float64()),  # w_k, of all shares 1
+        ("quota", pa.int32()),  # images that the weight entitles it to
+        ("look_alikes", pa.int32()),  # retrieved images, near-duplicates among them
+        ("drawn", pa.int32()),  # images, less than the quota where look-alikes are few, more where others gave back
+    ]
+)
+"""How the budget of an iteration was split."""
 
 ANNOTATION = pa.schema(
     [
@@ -290,6 +305,7 @@ SAMPLE = pa.schema(
         ("uri", pa.string()),
         ("kind", pa.string()),
         ("modality", pa.string()),
+        ("second_uri", pa.string()),  # image B of a comparison, else null
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("route", pa.string()),

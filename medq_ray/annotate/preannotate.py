@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medq_ray.annotate.agreement import agreement, readable
 from medq_ray.annotate.routing import Opinion, route, route_cold_start
@@ -25,18 +26,14 @@ def annotate(
 ) -> dict:
     """Annotate `questions` (schema.QUESTION) by the paper's progressive strategy (Sec. 2.3); return route counts.
 
-    At t = 0 the oracle pre-annotates and everything goes to review. At t > 0 the model annotates too, greedily and
-    with logprobs, and each question takes one route of `annotate.routing`. Writes annotations.parquet
-    (schema.ANNOTATION, by question id) and routes.json.
+    A question that the oracle wrote has its answer, and is not put to it again. At t = 0 everything goes to review. At
+    t > 0 the model annotates too, greedily and with logprobs, and each question takes one route of `annotate.routing`.
+    Writes annotations.parquet (schema.ANNOTATION, by question id) and routes.json.
     """
     assert iteration == 0 or ask_self is not None, "self-evolution needs the model under training"
     prompts = prompts_of(questions)
     name = f"iter-{iteration:02d}/annotate"
-    oracle = by_question(
-        ask_oracle(
-            prompts, Sampling(n=1, temperature=config.oracle.temperature, max_tokens=ORACLE_MAX_TOKENS,
-                              seed=config.seed, logprobs=False), f"{name} oracle")
-    )  # fmt: skip
+    oracle = oracle_answers(questions, config, ask_oracle, f"{name} oracle")
     own = {}
     if iteration > 0:
         own = by_question(
@@ -53,6 +50,21 @@ def annotate(
     summary = summarise(rows, {row["question_id"]: row["kind"] for row in questions.to_pylist()}, config, iteration)
     write_json(folder / "routes.json", summary)
     return {"annotations": len(rows), "expert_share": summary["expert_share"], **summary["routes"]}
+
+
+def oracle_answers(questions: pa.Table, config: Config, ask_oracle: Answer, label: str) -> dict[str, dict]:
+    """question id -> completion: what the oracle wrote beside its question, or says when it is asked."""
+    known = {
+        row["question_id"]: NO_ANSWER | {"text": row["answer"], "error": ""}
+        for row in questions.to_pylist()
+        if row["answer"]
+    }
+    open_ = questions.filter(pc.equal(questions["answer"], ""))
+    if open_.num_rows == 0:
+        return known
+    sampling = Sampling(n=1, temperature=config.oracle.temperature, max_tokens=ORACLE_MAX_TOKENS, seed=config.seed,
+                        logprobs=False)  # fmt: skip
+    return by_question(ask_oracle(prompts_of(open_), sampling, label)) | known
 
 
 def prompts_of(questions: pa.Table) -> pa.Table:

@@ -26,6 +26,7 @@ from medq_ray.evaluate.standing import standing, table
 from medq_ray.evaluate.wording import Wording, fill
 from medq_ray.model.ask import Answer, ask
 from medq_ray.model.chat import Endpoint, Sampling
+from medq_ray.model.prompts import uris_of
 from medq_ray.schema import BENCH_QUESTION, COMPLETION, DROP, JUDGEMENT, PROMPT, QUESTION, SCORE
 from medq_ray.serving import one_line
 
@@ -179,7 +180,7 @@ def prompts_of(questions: pa.Table, release: str, wording: Wording) -> pa.Table:
     """schema.PROMPT of schema.BENCH_QUESTION rows: options that the release leaves out are not shown."""
     rows = []
     for question in questions.to_pylist():
-        uris = [uri for uri in (question["uri"], question["second_uri"]) if uri]
+        uris = uris_of(question)
         text = text_of(question, release, wording)
         rows.append({"question_id": question["question_id"], "uris": uris, "prompt": text})
     return pa.Table.from_pylist(rows, schema=PROMPT)

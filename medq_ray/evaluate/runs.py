@@ -12,7 +12,7 @@ from medq_ray.console import say
 from medq_ray.evaluate.descriptions import judged
 from medq_ray.evaluate.failures import failures, rates
 from medq_ray.evaluate.guard import check_sight, check_tokens
-from medq_ray.evaluate.prototypes import prototypes
+from medq_ray.evaluate.prototypes import Texts, prototypes
 from medq_ray.evaluate.scoring import accuracy, score
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
@@ -122,16 +122,17 @@ def evaluate(
     test: pa.Table,
     images: pa.Table,
     answer: Answer,
+    texts: Texts,
     ask_judge: Answer | None = None,
 ) -> dict:
     """Phase 1 (Sec. 2.2). D_dev is asked R times at a temperature, with logprobs; D_test once, greedily.
 
-    dev, test: schema.QUESTION with answers; images: embedded images of dev and test; answer: asks the model; ask_judge:
-    asks the judge of descriptions, where the settings name one. Writes completions, scores, failures, prototypes
-    (.parquet), rates.json and crossings.json from dev, test_completions and test_scores (.parquet) from test,
-    judgements of both, and metrics.json. Nothing but metrics.json's "test" depends on test answers. Returns numbers for
-    the manifest. Raises ValueError when a split has no question with a readable image, EndpointError when the model
-    does not see images (`guard`).
+    dev, test: schema.QUESTION with answers; images: embedded images of dev and test; answer: asks the model; texts:
+    embeds questions and answers; ask_judge: asks the judge of descriptions, where the settings name one. Writes
+    completions, scores, failures, prototypes (.parquet), rates, crossings and clusters (.json) from dev,
+    test_completions and test_scores (.parquet) from test, judgements of both, and metrics.json. Nothing but
+    metrics.json's "test" depends on test answers. Returns numbers for the manifest. Raises ValueError when a split has
+    no question with a readable image, EndpointError when the model does not see images (`guard`).
     """
     settings = config.evaluate
     dev, test = (with_image(split, name, images) for split, name in ((dev, "dev"), (test, "test")))
@@ -141,8 +142,10 @@ def evaluate(
     means = {"config": config, "answer": answer, "ask_judge": ask_judge, "patient_of": patient_of}
     completions, scores = measure(folder, "", dev, several(config), f"dev x {settings.runs}", **means)
     failed = found_weak(folder, dev, completions, scores, config)
-    found = prototypes(failed, images, text_weight=settings.text_weight, most=settings.max_prototypes)
+    found, quality = prototypes(failed, images, texts=texts, weight=settings.text_weight,
+                                most=settings.max_prototypes)  # fmt: skip
     write_table(folder / "prototypes.parquet", found, PROTOTYPE)
+    write_json(folder / "clusters.json", quality)
 
     greedy = Sampling(n=1, temperature=0.0, max_tokens=settings.max_tokens, seed=config.seed, logprobs=False)
     _, test_scores = measure(folder, "test_", test, greedy, "test", **means)

@@ -113,7 +113,7 @@ def labelled(
         if read_description(answer) is None:
             return None, f"label {label!r:.60} is no readable description"
     return {
-        **{name: question[name] for name in ("question_id", "image_id", "uri", "kind", "modality")},
+        **{name: question[name] for name in ("question_id", "image_id", "uri", "second_uri", "kind", "modality")},
         "prompt": render(question["text"], question["options"]),
         "answer": answer,
         "route": route,

@@ -4,6 +4,7 @@ Imported by the training workers: torch and transformers load with it. No archit
 processor returns beside token-aligned tensors (pixels, patch grids, tile counts) is joined along the first axis.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medq_ray.images import read_image
-from medq_ray.model.prompts import messages
+from medq_ray.model.prompts import messages, uris_of
 
 IGNORED = -100
 """Label of tokens without loss (torch's convention)."""
@@ -33,13 +34,13 @@ def load_processor(checkpoint: Path) -> Any:
     return processor
 
 
-def chat(processor: Any, prompt: str, answer: str) -> tuple[str, str]:
+def chat(processor: Any, prompt: str, answer: str, images: int = 1) -> tuple[str, str]:
     """(text up to where the model speaks, what it is to say with the end of its turn), by the chat template.
 
     The user turn is the one that the serving side sends (`prompts.messages`). Raises ValueError when the template
     does not write the assistant's turn as a continuation of the prompt.
     """
-    (user,) = messages([""], prompt)
+    (user,) = messages([""] * images, prompt)
     content = [{"type": "image"} if part["type"] == "image_url" else part for part in user["content"]]
     turn = {"role": "user", "content": content}
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
@@ -50,14 +51,14 @@ def chat(processor: Any, prompt: str, answer: str) -> tuple[str, str]:
     return asked, answered[len(asked) :]
 
 
-def encode(processor: Any, pixels: np.ndarray, prompt: str, answer: str) -> Encoded:
-    """One sample.
+def encode(processor: Any, pixels: Sequence[np.ndarray], prompt: str, answer: str) -> Encoded:
+    """One sample; pixels: its images in their order.
 
     Prompt and answer are tokenised apart, as they are when the model generates. Loss is on the answer and on the
     token that ends the turn (eq. 4); what the template writes after that token is cut off.
     """
-    asked, said = chat(processor, prompt, answer)
-    inputs = dict(processor(images=[pixels], text=[asked], return_tensors="pt"))
+    asked, said = chat(processor, prompt, answer, len(pixels))
+    inputs = dict(processor(images=list(pixels), text=[asked], return_tensors="pt"))
     reply = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
     end = processor.tokenizer.eos_token_id
     if end not in reply:
@@ -79,18 +80,19 @@ def encode_all(processor: Any, samples: list[dict]) -> list[Encoded]:
 
     Raises ValueError naming the sample and its file when an image cannot be read.
     """
-    shared: dict[str, dict[str, Tensor]] = {}
+    shared: dict[tuple[str, ...], dict[str, Tensor]] = {}
     pixels: dict[str, np.ndarray] = {}
     encoded = []
     for sample in samples:
-        uri = sample["uri"]
+        uris = uris_of(sample)
         try:
-            if uri not in pixels:
-                pixels[uri] = read_image(uri).copy()  # torch wants a writable array
-            tokens, others = encode(processor, pixels[uri], sample["prompt"], sample["answer"])
+            for uri in uris:
+                if uri not in pixels:
+                    pixels[uri] = read_image(uri).copy()  # torch wants a writable array
+            tokens, others = encode(processor, [pixels[uri] for uri in uris], sample["prompt"], sample["answer"])
         except ValueError as error:
             raise ValueError(f"sample {sample['question_id']}: {error}") from error
-        encoded.append((tokens, shared.setdefault(uri, others)))
+        encoded.append((tokens, shared.setdefault(tuple(uris), others)))
     return encoded
 
 

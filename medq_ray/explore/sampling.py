@@ -1,36 +1,36 @@
-"""Adaptive sampling: the annotation budget is spent where the model is weak (paper Sec. 2.3), and the exploring phase.
+"""Adaptive sampling: the annotation budget is spent where the model is weak (paper Sec. 2.3).
 
 Our reading of the paper's w_k ~ e_k^alpha: the dimensions that share the budget are the cells modality x degradation,
 since errors concentrate in such intersections (Sec. 1). An unlabelled image inherits the capability mixture of the
 prototypes that retrieved it. Taking the nearest look-alikes loses to random sampling, since they are alike; a share
-is therefore drawn from a broader set of the best, without near-duplicates and over many patients.
+is therefore drawn from a broader set of the best, without near-duplicates and over many patients and sessions. And a
+prototype knows only failures: whether a look-alike has the weakness is weighed by its nearest dev images, those that
+were answered right among them.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medq_ray.artifacts import write_table
-from medq_ray.config import Config
-from medq_ray.console import say
-from medq_ray.explore.questions import questions
-from medq_ray.explore.retrieve import Search, retrieve
-from medq_ray.pool.dedup import duplicate_groups
-from medq_ray.schema import HIT, QUESTION, SELECTION
+from medq_ray.explore.chosen import Chosen
+from medq_ray.explore.questions import by_prototype
+from medq_ray.questions import cell_of
+from medq_ray.schema import HIT
+
+Embedded = Callable[[list[str]], np.ndarray]
+"""embedded(n image ids) -> float32 (n, d), unit vectors."""
+ROWS = 4096
+"""Look-alikes that are compared with dev images at one time."""
 
 
-Fetch = Callable[[list[str], Path], dict[str, str]]
-"""fetch(image ids, folder) -> image id -> path of the PNG that it wrote there."""
-
-
-def weights(rates: dict[str, dict], alpha: float) -> dict[str, float]:
+def weights(rates: Mapping[str, dict], alpha: float) -> dict[str, float]:
     """w_k ~ e_k^alpha of each 'cell:' capability (unnormalised); alpha = 0 weighs all cells alike, failing or not.
 
     rates: eq. 1 as {capability: {"e": ...}}.
@@ -38,7 +38,7 @@ def weights(rates: dict[str, dict], alpha: float) -> dict[str, float]:
     return {name: rates[name]["e"] ** alpha for name in sorted(rates) if name.startswith("cell:")}
 
 
-def quotas(weight: dict[str, float], total: int) -> dict[str, int]:
+def quotas(weight: Mapping[str, float], total: int) -> dict[str, int]:
     """Split `total` in proportion to the weights by largest remainder: sums to `total` exactly, and a larger weight
     never gets less. Equal remainders go by name. All zero if no weight is positive."""
     exact = {name: Fraction(value) for name, value in weight.items()}  # floats could round a share away
@@ -54,200 +54,166 @@ def quotas(weight: dict[str, float], total: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A pool image as a look-alike for one cell."""
+class Ranked:
+    """The look-alikes that one share can be drawn from, the best first."""
 
-    score: float
-    """Largest (share of the cell in the prototype's mixture) x (similarity to it) over prototypes."""
-    image_id: str
-    prototype_id: int
-    similarity: float
+    rows: np.ndarray
+    """int (n,): images, as rows of `Chosen.images`, each once."""
+    prototype: np.ndarray
+    """int32 (n,): id of the prototype that each is a look-alike of."""
+    similarity: np.ndarray
+    """float32 (n,): cosine to it."""
+    score: np.ndarray
+    """float64 (n,): what ranks them."""
 
-    @property
-    def rank(self) -> tuple:
-        return (-self.score, self.image_id, self.prototype_id)
+    @classmethod
+    def of(cls, rows: np.ndarray, prototype: np.ndarray, similarity: np.ndarray, score: np.ndarray) -> "Ranked":
+        """Of retrieved pairs in any order: each image with the prototype of its highest score, the first of equals."""
+        order = np.lexsort([prototype, -score, rows])
+        order = order[np.diff(rows[order], prepend=-1) != 0]
+        order = order[np.lexsort([rows[order], -score[order]])]
+        return cls(rows[order], prototype[order], similarity[order], score[order])
 
+    def weighed(self, count: int, likelihood: Callable[[np.ndarray], np.ndarray]) -> "Ranked":
+        """The best `count` ranked anew by score x likelihood(rows), before the others, whose scores stay."""
+        score = self.score.copy()
+        score[:count] *= likelihood(self.rows[:count])
+        order = np.concatenate([np.lexsort([self.rows[:count], -score[:count]]), np.arange(count, len(score))])
+        return Ranked(self.rows[order], self.prototype[order], self.similarity[order], score[order])
 
-def candidates(hits: pa.Table, prototypes: pa.Table, modality: dict[str, str]) -> dict[str, list[Candidate]]:
-    """cell capability -> its look-alikes, best first. A cell only takes images of its own modality, which is known.
-
-    hits: schema.HIT; prototypes: schema.PROTOTYPE; modality: image_id -> modality.
-    """
-    mixtures = {
-        prototype: [(name, share) for name, share in mixture if name.startswith("cell:")]
-        for prototype, mixture in zip(
-            prototypes["prototype_id"].to_pylist(), prototypes["capabilities"].to_pylist(), strict=True
-        )
-    }
-    best: dict[str, dict[str, Candidate]] = defaultdict(dict)
-    for image_id, prototype, similarity in zip(*(hits[name].to_pylist() for name in HIT.names), strict=True):
-        for cell, share in mixtures[prototype]:
-            if cell.startswith(f"cell:{modality[image_id]}/"):
-                candidate = Candidate(share * similarity, image_id, prototype, similarity)
-                known = best[cell].get(image_id)
-                if known is None or candidate.rank < known.rank:
-                    best[cell][image_id] = candidate
-    return {cell: sorted(found.values(), key=lambda candidate: candidate.rank) for cell, found in sorted(best.items())}
+    def at(self, chosen: np.ndarray) -> np.ndarray:
+        """Places of some of the rows."""
+        order = np.argsort(self.rows)
+        return order[np.searchsorted(self.rows, chosen, sorter=order)]
 
 
-@dataclass
-class Chosen:
-    """What is selected so far, and therefore closed to later draws."""
+@dataclass(frozen=True)
+class Evidence:
+    """What the evaluation says of dev images, for weighing look-alikes."""
 
-    patient: dict[str, str]
-    """image_id -> patient, of the whole pool."""
-    group: dict[str, str]
-    """image_id -> owner of its group of near-duplicates, of the whole pool."""
-    closed: set[str] = field(default_factory=set)
-    """Groups that have an image in this selection or in an earlier one."""
-    patients: Counter = field(default_factory=Counter)
-    rows: dict[str, dict] = field(default_factory=dict)
-    """image_id -> the SELECTION fields that say why."""
+    names: list[str]
+    """The n dev images."""
+    modality: np.ndarray
+    failed: dict[str, np.ndarray]
+    """Cell -> float (n,): share of each image's questions on the cell that failed."""
 
-    def open(self, names: list[str]) -> list[str]:
-        """Those of `names` that may be taken, in order, one of each group of near-duplicates."""
-        first: dict[str, str] = {}
-        for name in names:
-            if self.group[name] not in self.closed:
-                first.setdefault(self.group[name], name)
-        return list(first.values())
+    @classmethod
+    def of(cls, questions: pa.Table, failures: pa.Table) -> "Evidence":
+        """questions: schema.QUESTION that were answered; failures: schema.FAILURE, those that failed."""
+        total, failed = Counter(keys_of(questions)), Counter(keys_of(failures))
+        modality = dict(zip(questions["image_id"].to_pylist(), questions["modality"].to_pylist(), strict=True))
+        names = sorted(modality)
+        place = {name: i for i, name in enumerate(names)}
+        shares: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(names)))
+        for (name, cell), count in total.items():
+            shares[cell][place[name]] = failed[name, cell] / count
+        return cls(names, np.array([modality[name] for name in names], str), dict(shares))
 
-    def take(self, name: str, why: dict) -> None:
-        self.rows[name] = why
-        self.closed.add(self.group[name])
-        self.patients[self.patient[name]] += 1
+    def likelihood(self, cell: str, known: np.ndarray, vectors: np.ndarray, neighbours: int) -> np.ndarray:
+        """float64 (m,): how likely images have the weakness `cell`: the share that failed of what the nearest dev
+        images of the modality were asked, with a tenth of one image's questions added, so that none is impossible.
 
-    def draw(self, names: list[str], count: int, rng: np.random.Generator) -> list[str]:
-        """At most `count` of `names` (all open), at random, patients with the fewest selected images first."""
-        queue = defaultdict(list)
-        for i in rng.permutation(len(names)):
-            queue[self.patient[names[i]]].append(names[i])
-        turns = [
-            (self.patients[patient] + turn, name) for patient, own in queue.items() for turn, name in enumerate(own)
-        ]
-        return [name for _, name in sorted(turns, key=lambda item: item[0])[:count]]
+        known: float32 (n, d), embeddings of the dev images; vectors: (m, d); all of length 1.
+        """
+        own = np.flatnonzero(self.modality == modality_of(cell))
+        k = min(neighbours, len(own))
+        if k == 0:
+            return np.ones(len(vectors))
+        failed, found = self.failed.get(cell, np.zeros(len(self.modality)))[own], np.empty(len(vectors))
+        for low in range(0, len(vectors), ROWS):
+            near = np.argpartition(-(vectors[low : low + ROWS] @ known[own].T), k - 1, axis=1)[:, :k]
+            found[low : low + ROWS] = (failed[near].sum(axis=1) + 0.1) / (k + 0.1)
+        return found
 
 
-def targeted(
+def keys_of(rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """(image id, cell) of questions or failures."""
+    cells = map(cell_of, rows["capabilities"].to_pylist())
+    return zip(rows["image_id"].to_pylist(), cells, strict=True)
+
+
+def modality_of(cell: str) -> str:
+    return cell.removeprefix("cell:").partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What retrieval found, as arrays over (image, prototype) pairs."""
+
+    rows: np.ndarray
+    prototype: np.ndarray
+    similarity: np.ndarray
+    modality: np.ndarray
+    """The images' own, which are known."""
+    mixtures: dict[int, dict[str, float]]
+    """prototype id -> share of its failures that have each capability."""
+
+    @classmethod
+    def of(cls, hits: pa.Table, prototypes: pa.Table, images: pa.Table) -> "Hits":
+        """hits: schema.HIT; prototypes: schema.PROTOTYPE; images: schema.POOL_IMAGE, sorted by id."""
+        rows = pc.index_in(hits["image_id"], value_set=images["image_id"].combine_chunks())
+        modality = images["modality"].take(rows).to_numpy().astype(str)
+        arrays = (hits[name].to_numpy() for name in HIT.names[1:])
+        return cls(rows.to_numpy().astype(np.intp), *arrays, modality, by_prototype(prototypes))
+
+    def of_cell(self, cell: str) -> Ranked:
+        """Look-alikes for one cell, by (its share of a prototype's mixture) x (similarity to the prototype). A cell
+        only takes images of its own modality."""
+        share = np.array([self.mixtures[int(number)].get(cell, 0.0) for number in self._numbers])[self._place]
+        own = (share > 0) & (self.modality == modality_of(cell))
+        return self._ranked(own, share)
+
+    def of_prototype(self, number: int) -> Ranked:
+        """Look-alikes of one prototype, by similarity, of modalities that its failures have."""
+        has = {name.removeprefix("modality:") for name in self.mixtures[number] if name.startswith("modality:")}
+        own = (self.prototype == number) & np.isin(self.modality, sorted(has))
+        return self._ranked(own, np.ones(len(self.rows)))
+
+    def _ranked(self, own: np.ndarray, share: np.ndarray) -> Ranked:
+        score = share[own] * self.similarity[own]
+        return Ranked.of(self.rows[own], self.prototype[own], self.similarity[own], score)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        return np.array(sorted(self.mixtures), np.int32)
+
+    @cached_property
+    def _place(self) -> np.ndarray:
+        return np.searchsorted(self._numbers, self.prototype)
+
+
+def spend(
     chosen: Chosen,
-    ranked: dict[str, list[Candidate]],
-    weight: dict[str, float],
+    ranked: Mapping[str, Ranked],
+    weight: Mapping[str, float],
     budget: int,
+    *,
     breadth: float,
     rng: np.random.Generator,
+    strategy: str,
+    capability: Mapping[str, str],
 ) -> int:
-    """Spend `budget` over the cells by weight and return what could not be spent.
+    """Spend `budget` over shares by weight and return what could not be spent.
 
-    A share of b images is drawn from its ceil(breadth x b) best open look-alikes. Scarce cells draw first, so that
-    plentiful ones do not take what they share; what a cell cannot use goes back and is split again by weight.
+    ranked, weight, capability (what to write as the image's): by name of the share. A share of b images is drawn from
+    its ceil(breadth x b) best open look-alikes. Scarce shares draw first, so that plentiful ones do not take what they
+    have in common; what a share cannot use goes back and is split again by weight.
     """
-    left = budget
+    left, exhausted = budget, set()
     while left:
-        pools = {}
-        for cell in weight:
-            found = {candidate.image_id: candidate for candidate in ranked.get(cell, ())}
-            pools[cell] = [found[name] for name in chosen.open(list(found))]
-        share = quotas({cell: value for cell, value in weight.items() if pools[cell]}, left)
-        before = left
-        for cell in sorted(share, key=lambda cell: (len(pools[cell]), cell)):
-            names = chosen.open([candidate.image_id for candidate in pools[cell]])
-            by_name = {candidate.image_id: candidate for candidate in pools[cell]}
-            for name in chosen.draw(names[: math.ceil(breadth * share[cell])], share[cell], rng):
-                hit = by_name[name]
-                why = {"strategy": "failure_driven", "capability": cell, "prototype_id": hit.prototype_id}
-                chosen.take(name, why | {"similarity": hit.similarity})
+        available = {name: len(chosen.free(found.rows)) for name, found in ranked.items() if name not in exhausted}
+        share = quotas({name: weight[name] for name, count in available.items() if count}, left)
+        before = left, len(exhausted)
+        for name in sorted((name for name in share if share[name]), key=lambda name: (available[name], name)):
+            found, wanted = ranked[name], math.ceil(breadth * share[name])
+            rows = chosen.open(found.rows, wanted)
+            if len(rows) < share[name]:
+                exhausted.add(name)
+            for place in found.at(chosen.draw(rows, share[name], rng)):
+                chosen.take(found.rows[place], strategy=strategy, capability=capability[name],
+                            prototype_id=int(found.prototype[place]), similarity=float(found.similarity[place]),
+                            score=float(found.score[place]))  # fmt: skip
                 left -= 1
-        if left == before:
+        if before == (left, len(exhausted)):
             break
     return left
-
-
-def select(
-    pool: pa.Table,
-    hits: pa.Table,
-    prototypes: pa.Table,
-    rates: dict[str, dict],
-    *,
-    config: Config,
-    iteration: int,
-    taken: set[str],
-) -> pa.Table:
-    """schema.SELECTION of config.explore.budget images (fewer only where the pool has no more), sorted by image_id.
-
-    pool: schema.POOL_IMAGE; hits: of `retrieve`; rates: eq. 1; taken: ids selected in earlier iterations. Neither they
-    nor their near-duplicates are selected. random_fraction of the budget, and what the look-alikes cannot fill, is
-    drawn uniformly from the rest of the pool; with strategy 'random' all of it is.
-    """
-    settings = config.explore
-    pool = pool.sort_by("image_id")
-    names = pool["image_id"].to_pylist()
-    modality = dict(zip(names, pool["modality"].to_pylist(), strict=True))
-    group = duplicate_groups(pool, radius=config.evolve.phash_radius, tolerance=config.evolve.quality_tolerance)
-    chosen = Chosen(dict(zip(names, pool["patient"].to_pylist(), strict=True)), group)
-    chosen.closed |= {group[name] for name in taken if name in group}
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, iteration]))
-
-    if settings.strategy == "failure_driven":
-        aimed = settings.budget - round(settings.random_fraction * settings.budget)
-        ranked = candidates(hits, prototypes, modality)
-        unspent = targeted(chosen, ranked, weights(rates, settings.alpha), aimed, settings.breadth, rng)
-        if unspent:
-            say(f"  look-alikes fill {aimed - unspent} of {aimed} targeted images; {unspent} are drawn at random")
-    order = [names[i] for i in rng.permutation(len(names))]
-    for name in chosen.open(order)[: settings.budget - len(chosen.rows)]:
-        chosen.take(name, {"strategy": "random", "capability": "", "prototype_id": None, "similarity": None})
-    if len(chosen.rows) < settings.budget:
-        say(f"  the pool has only {len(chosen.rows)} images left for a budget of {settings.budget}")
-    rows = pool.filter(pc.is_in(pool["image_id"], pa.array(sorted(chosen.rows), pa.string())))
-    return pa.Table.from_pylist(
-        [row | chosen.rows[row["image_id"]] for row in rows.select(SELECTION.names[:4]).to_pylist()], schema=SELECTION
-    )
-
-
-def at_hand(selection: pa.Table, folder: Path, fetch: Fetch) -> pa.Table:
-    """The selection with a picture file for every image: those that lie inside volumes, archives and tables are
-    written as PNG, so that nobody after this has to know about sources."""
-    rows = selection.to_pylist()
-    absent = [row["image_id"] for row in rows if not row["uri"]]
-    paths = fetch(absent, folder) if absent else {}
-    return pa.Table.from_pylist([row | {"uri": row["uri"] or paths[row["image_id"]]} for row in rows], schema=SELECTION)
-
-
-def explore(
-    folder: Path,
-    *,
-    config: Config,
-    iteration: int,
-    prototypes: pa.Table,
-    rates: dict[str, dict],
-    pool: pa.Table,
-    search: Search,
-    fetch: Fetch,
-    taken: set[str],
-) -> dict:
-    """Phase 2 up to annotation (Sec. 2.3): retrieve, select, ask.
-
-    prototypes: schema.PROTOTYPE and rates: eq. 1, of this iteration's evaluation; pool: schema.POOL_IMAGE, of which
-    only split 'pool' is used; search: over the pool's embeddings; fetch: see `Fetch`; taken: image ids selected in
-    earlier iterations. Writes retrieved, selection and questions (.parquet), images that were nowhere yet as a file
-    of their own (images/*.png), and returns counts. Raises ValueError when the pool has no images.
-    """
-    pool = pool.filter(pc.equal(pool["split"], "pool"))
-    if pool.num_rows == 0:
-        raise ValueError("the pool has no images of split 'pool' to explore")
-    hits = write_table(folder / "retrieved.parquet", retrieve(prototypes, pool, search, config.explore.tau_sim), HIT)
-    selection = select(pool, hits, prototypes, rates, config=config, iteration=iteration, taken=taken)
-    selection = at_hand(selection, folder / "images", fetch)
-    write_table(folder / "selection.parquet", selection, SELECTION)
-    asked = write_table(
-        folder / "questions.parquet",
-        questions(selection, prototypes, kinds=config.explore.kinds, seed=config.seed),
-        QUESTION,
-    )
-    return {
-        "hits": hits.num_rows,
-        "retrieved": pc.count_distinct(hits["image_id"]).as_py(),
-        "selected": selection.num_rows,
-        "targeted": pc.sum(pc.equal(selection["strategy"], "failure_driven")).as_py() or 0,
-        "questions": asked.num_rows,
-    }

@@ -6,6 +6,7 @@ on synthetic images of all cells (`python -m medq_ray.model.assets.train encoder
 base model's vision tower is a copy of its tower: it can see the rare degradations, and has no words for them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,17 @@ class OpenClipEncoder:
         from torch.nn.functional import normalize
 
         return normalize(rows.float(), dim=-1).cpu().numpy()
+
+
+def text_embedder(name: str, batch_size: int) -> Callable[[list[str]], np.ndarray]:
+    """The text tower of the encoder that `encoder.name` names: n strings -> float32 (n, dim), `batch_size` at a time.
+    Each call loads it, and raises as `load_encoder`: between calls its memory is an engine's."""
+
+    def embed(texts: list[str]) -> np.ndarray:
+        encoder, starts = load_encoder(name), range(0, len(texts), batch_size)
+        return np.concatenate([encoder.texts(texts[low : low + batch_size]) for low in starts])
+
+    return embed
 
 
 def encoder_folder(name: str) -> Path | None:

@@ -27,7 +27,12 @@ def render(text: str, options: Sequence[str]) -> str:
 def prompt_of(question: dict) -> dict:
     """The row of schema.PROMPT that asks a question of schema.QUESTION."""
     prompt = render(question["text"], question["options"])
-    return {"question_id": question["question_id"], "uris": [question["uri"]], "prompt": prompt}
+    return {"question_id": question["question_id"], "uris": uris_of(question), "prompt": prompt}
+
+
+def uris_of(row: dict) -> list[str]:
+    """The images of a question or sample in their order: one, or the two of a comparison."""
+    return [uri for uri in (row["uri"], row.get("second_uri")) if uri]
 
 
 def parse_letter(reply: str, options: int) -> str | None:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,16 +135,29 @@ class Pool:
         """schema.embedded_image_schema of some images, sorted by id."""
         images = self.images()
         images = images.filter(pc.is_in(images["image_id"], pa.array(sorted(image_ids), pa.string())))
-        wanted, found = images["image_id"].combine_chunks(), []
+        wanted = images["image_id"].combine_chunks()
+        table = self._embeddings(wanted)
+        vectors = table["embedding"].take(pc.index_in(wanted, value_set=table["image_id"].combine_chunks()))
+        images = images.append_column("embedding", vectors)
+        return images.cast(embedded_image_schema(vectors.type.list_size))
+
+    def _embeddings(self, wanted: pa.Array) -> pa.Table:
+        """(image_id, item, embedding) of these ids, the smallest item of an image first. Reads all shards."""
+        found = []
         for path in self.shards():
             part = read_shard(path, ["image_id", "item", "embedding"])
             found.append(part.filter(pc.is_in(part["image_id"], wanted)))
         if not found:
             raise ValueError(f"{self.root}: the pool is empty")
-        table = pa.concat_tables(found).sort_by([("image_id", "ascending"), ("item", "ascending")])
-        vectors = table["embedding"].take(pc.index_in(wanted, value_set=table["image_id"].combine_chunks()))
-        images = images.append_column("embedding", vectors)
-        return images.cast(embedded_image_schema(vectors.type.list_size))
+        return pa.concat_tables(found).sort_by([("image_id", "ascending"), ("item", "ascending")])
+
+    def vectors(self, image_ids: Sequence[str]) -> np.ndarray:
+        """float32 (n, d): the embeddings of some images, in the order of the ids."""
+        asked = pa.array(image_ids, pa.string())
+        table = self._embeddings(asked)
+        place = pc.index_in(asked, value_set=table["image_id"].combine_chunks())
+        column = table["embedding"].combine_chunks().take(place)
+        return column.flatten().to_numpy().reshape(len(column), -1)
 
     def search(self, prototypes: np.ndarray, tau: float) -> pa.Table:
         """schema.HIT of all images with cosine > tau to a row of `prototypes`; by Ray Data on several nodes."""

@@ -1,7 +1,9 @@
 """Each prototype beside what it fetched: the failures it stands for, and look-alikes from the pool."""
 
-from collections import defaultdict
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from medq_ray.report.exploring import quality
 from medq_ray.report.reading import RunFiles, thumbnail
 from medq_ray.report.text import capability_words, words
 
@@ -17,40 +19,35 @@ def gallery(run: RunFiles) -> list[dict]:
     chapters = []
     for row in run.summary["iterations"]:
         folder = f"iter-{row['t']:02d}"
-        hits = by_prototype(run.table(f"{folder}/explore/retrieved.parquet"))
-        picks = by_prototype(run.table(f"{folder}/explore/selection.parquet"))
+        hits = run.columns(f"{folder}/explore/retrieved.parquet")
+        picks = run.columns(f"{folder}/explore/selection.parquet")
         prototypes = run.table(f"{folder}/evaluate/prototypes.parquet")
-        if not prototypes or not (hits or picks):
+        if not prototypes or hits is None or picks is None:
             continue
         failures = {f["question_id"]: f for f in run.table(f"{folder}/evaluate/failures.parquet")}
         prototypes.sort(key=lambda p: (-p["size"], p["prototype_id"]))
         cards = [
-            card(run, p, failures, hits.get(p["prototype_id"], []), picks.get(p["prototype_id"], []))
+            card(run, p, failures, of_prototype(hits, p["prototype_id"]), of_prototype(picks, p["prototype_id"]))
             for p in prototypes
         ]
-        chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards)})
+        chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards),
+                         "quality": quality(run, row["t"])})  # fmt: skip
     return chapters
 
 
-def by_prototype(rows: list[dict]) -> dict[int, list[dict]]:
-    """Rows of each prototype, most similar first; random draws belong to none."""
-    groups = defaultdict(list)
-    for row in rows:
-        if row["prototype_id"] is not None:
-            groups[row["prototype_id"]].append(row)
-    for group in groups.values():
-        group.sort(key=lambda row: (-row["similarity"], row["image_id"]))
-    return groups
+def of_prototype(rows: pa.Table, number: int) -> pa.Table:
+    """Rows of a prototype, most similar first; of a million images there may be 100,000."""
+    own = rows.filter(pc.equal(rows["prototype_id"], number))
+    return own.sort_by([("similarity", "descending"), ("image_id", "ascending")])
 
 
-def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: list[dict], picks: list[dict]) -> dict:
+def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: pa.Table, picks: pa.Table) -> dict:
     """One prototype: pictures of its members, its mixture in words, an example answer, pictures of what it fetched."""
     members = [failures[name] for name in prototype["members"] if name in failures]
     images = {m["image_id"]: m for m in members if m["image_id"] != prototype["medoid"]}
     mixture = dict(prototype["capabilities"])
-    picked = {pick["image_id"] for pick in picks}
     example = next((m for m in members if m["image_id"] == prototype["medoid"]), members[0] if members else None)
-    passed = [hit for hit in hits if hit["image_id"] not in picked]
+    passed = hits.filter(pc.invert(pc.is_in(hits["image_id"], picks["image_id"].combine_chunks())))
     return {
         "number": prototype["prototype_id"],
         "size": prototype["size"],
@@ -60,9 +57,12 @@ def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: list[d
         "example": example,
         "medoid": picture(run, prototype["medoid"], prototype["medoid_uri"], None),
         "members": [picture(run, m["image_id"], m["uri"], None) for m in list(images.values())[:MEMBERS]],
-        "hits": len(hits),
-        "picks": len(picks),
-        "selected": [picture(run, p["image_id"], p["uri"], p["similarity"]) for p in spaced(picks, SELECTED)],
+        "hits": hits.num_rows,
+        "picks": picks.num_rows,
+        "selected": [
+            picture(run, p["image_id"], p["uri"], p["similarity"]) | {"paid": capability_words(p["capability"])}
+            for p in spaced(picks, SELECTED)
+        ],
         "passed": [
             picture(run, hit["image_id"], run.uris.get(hit["image_id"]), hit["similarity"])
             for hit in spaced(passed, PASSED_OVER)
@@ -70,11 +70,11 @@ def card(run: RunFiles, prototype: dict, failures: dict[str, dict], hits: list[d
     }
 
 
-def spaced(rows: list[dict], count: int) -> list[dict]:
+def spaced(rows: pa.Table, count: int) -> list[dict]:
     """`count` rows evenly from first to last, so that what is shown is neither the best nor picked by hand."""
-    if len(rows) <= count:
-        return rows
-    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+    if rows.num_rows <= count:
+        return rows.to_pylist()
+    return rows.take([round(i * (rows.num_rows - 1) / (count - 1)) for i in range(count)]).to_pylist()
 
 
 def picture(run: RunFiles, image_id: str, uri: str | None, similarity: float | None) -> dict:
@@ -89,6 +89,7 @@ def picture(run: RunFiles, image_id: str, uri: str | None, similarity: float | N
         "similarity": None if similarity is None else f"{similarity:.2f}",
         "truth": what,
         "modality": words(truth["modality"]) if truth else "",
+        "paid": "",
     }
 
 

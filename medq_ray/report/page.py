@@ -6,7 +6,7 @@
 import os
 from pathlib import Path
 
-from medq_ray.report import views
+from medq_ray.report import exploring, views
 from medq_ray.report.gallery import gallery
 from medq_ray.report.reading import RunFiles, thumbnail
 
@@ -40,6 +40,8 @@ def write_report(run_dir: Path) -> Path:
         heat=views.heat(run),
         gallery=gallery(run),
         composition=views.composition(run),
+        budget=exploring.budget(run),
+        asked=exploring.asked(run),
         verdicts=views.verdicts(run),
         costs=views.costs(run),
         settings=views.settings(run),

@@ -10,7 +10,7 @@ from medq_ray.config import Config
 from medq_ray.ledger import Ledger
 from medq_ray.report import charts
 from medq_ray.report.reading import RunFiles
-from medq_ray.report.text import capability_words, interval, kinds_of, p_value, percent, words
+from medq_ray.report.text import interval, kinds_of, p_value, percent, words
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 
 GROUPS = (
@@ -51,7 +51,7 @@ def headline(run: RunFiles) -> dict:
         "n": compared["n"],
         "trainings": len(trained),
         "images": len(picks),
-        "targeted": sum(pick["strategy"] == "failure_driven" for pick in picks),
+        "targeted": sum(pick["strategy"] != "random" for pick in picks),
         "gained": compared.get("gained"),
         "lost": compared.get("lost"),
     }
@@ -181,13 +181,10 @@ def composition(run: RunFiles) -> dict | None:
     if not pool or not picks:
         return None
     chosen = [pick for selection in picks.values() for pick in selection]
-    paid = Counter(pick["capability"] or "random draw" for pick in chosen)
     modality_of = {row["image_id"]: row["modality"] for row in run.pool}
     view = {
         "modality": compare(Counter(modality_of.values()), Counter(pick["modality"] for pick in chosen), words),
-        "paid": [(capability_words(name) if ":" in name else name, count, count / len(chosen))
-                 for name, count in paid.most_common(12)],
-        "paid_others": max(0, len(paid) - 12), "chosen": len(chosen), "pool": len(pool),
+        "chosen": len(chosen), "pool": len(pool),
     }  # fmt: skip
     if run.truth:
         known = [pick for pick in chosen if pick["image_id"] in run.truth]
@@ -197,8 +194,7 @@ def composition(run: RunFiles) -> dict | None:
             (f"t = {t}, {words(strategy)}", scopes([
                 scope_of(run.truth[p["image_id"]]) for p in selection
                 if p["strategy"] == strategy and p["image_id"] in run.truth]))
-            for t, selection in picks.items() for strategy in ("failure_driven", "random")
-            if any(p["strategy"] == strategy for p in selection)
+            for t, selection in picks.items() for strategy in sorted({p["strategy"] for p in selection})
         ]  # fmt: skip
     return view
 

@@ -58,7 +58,7 @@ def verdict(question: dict, label: str, truth: Truth) -> tuple[str, str]:
     if known is None or not is_readable(question, label):
         return "reject", ""
     try:
-        right = gold(question, known)
+        right = gold(question, known, truth.get(question.get("second_id") or ""))
     except ValueError:  # none of its options is right: nothing to edit it into
         return "reject", ""
     if question["kind"] == "description":

@@ -1,17 +1,21 @@
 """What the simulated oracle says: answers about synthetic images from their truth, with errors at set rates.
 
 It stands where GPT-4o stands in the paper. With the default rates a reviewer accepts, edits and rejects its answers
-in the shares of the paper's Table 3 (63 / 29 / 8 %). `synthetic/oracle.py` serves it.
+in the shares of the paper's Table 3 (63 / 29 / 8 %); where it writes the questions too, what would be rejected breaks
+the rules, is asked for again, and reaches nobody. `synthetic/oracle.py` serves it.
 """
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from medq_ray import questions
+from medq_ray.questions.commission import Commission, commission_in
 from medq_ray.schema import DEGRADATIONS, GRADES, SEVERITIES
+from medq_ray.synthetic.author import garbage, write
 from medq_ray.synthetic.truth import Truth, gold
 
 MODEL = "simulated-oracle"
@@ -41,6 +45,8 @@ def parse_prompt(prompt: str) -> dict:
         kind = "description"
     elif set(options) == {"Yes", "No"}:
         kind = "yes_no"
+    elif set(options) == set(questions.COMPARED):
+        kind = "comparison"
     elif set(options) <= set(SEVERITIES) or set(options) <= set(GRADES):
         kind = "how"
     else:
@@ -65,16 +71,20 @@ class SimulatedOracle:
                 f"oracle.edit_rate={self.edit_rate} and oracle.reject_rate={self.reject_rate} add up to more than 1"
             )
 
-    def answer(self, image_id: str, prompt: str) -> str:
-        """The text of the answer: right, plausible but wrong (edit_rate), UNUSABLE (reject_rate) or REFUSAL."""
-        truth, question = self.truth.get(image_id), parse_prompt(prompt)
-        if truth is None:
+    def answer(self, image_id: str, prompt: str, second_id: str = "") -> str:
+        """The text of the answer: right, plausible but wrong (edit_rate), UNUSABLE (reject_rate) or REFUSAL; to a
+        commission (`medq_ray.questions.commission`), a question and its answer. second_id: image B of a comparison."""
+        truth, second = self.truth.get(image_id), self.truth.get(second_id)
+        rng = self._rng("answer", image_id + second_id, prompt)
+        if truth is None or (second_id and second is None):
             return REFUSAL
+        if (commission := commission_in(prompt)) is not None:
+            return self._written(commission, truth, second, rng)
+        question = parse_prompt(prompt)
         try:
-            right = gold(question, truth)
+            right = gold(question, truth, second)
         except ValueError:  # a question of another world: none of its options is right
             return REFUSAL
-        rng = self._rng("answer", image_id, prompt)
         luck = rng.random()
         if luck < self.reject_rate:
             return UNUSABLE
@@ -84,6 +94,20 @@ class SimulatedOracle:
             return wrong_description(truth["modality"], truth["degradation"], truth["severity"], rng)
         letters = questions.LETTERS[: len(question["options"])].replace(right, "")
         return letters[rng.integers(len(letters))]
+
+    def _written(self, commission: Commission, truth: dict, second: dict | None, rng: np.random.Generator) -> str:
+        """A commissioned question as JSON: with the right answer, a plausible but wrong one (edit_rate), or such that
+        no rule is kept (reject_rate)."""
+        luck, piece = rng.random(), write(commission, truth, second, rng)
+        if luck < self.reject_rate:
+            return garbage(piece, truth["modality"], rng)
+        if luck < self.reject_rate + self.edit_rate:
+            if commission.kind == "description":
+                piece["answer"] = wrong_description(truth["modality"], truth["degradation"], truth["severity"], rng)
+            else:
+                others = [option for option in piece["options"] if option != piece["answer"]]
+                piece["answer"] = others[rng.integers(len(others))]
+        return json.dumps(piece)
 
     def first_status(self, image_id: str, prompt: str) -> int:
         """HTTP status of the first request for this answer: 200, or 429 or 500 with probability failure_rate."""

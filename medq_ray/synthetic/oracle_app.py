@@ -28,17 +28,18 @@ def refused(status: int, message: str, headers: dict[str, str] | None = None) ->
     return JSONResponse({"error": {"message": message, "type": "simulated", "code": status}}, status, headers)
 
 
-def read_request(body: dict) -> tuple[str, str]:
-    """(image data URL, prompt) of the last user message. Raises ValueError unless it has one image and a text."""
+def read_request(body: dict) -> tuple[list[str], str]:
+    """(image data URLs, prompt) of the last user message. Raises ValueError unless it has one image or two, and a
+    text."""
     messages = [m for m in body.get("messages", []) if m.get("role") == "user"]
     parts = messages[-1].get("content") if messages else None
     if not isinstance(parts, list):
-        raise ValueError("the last user message needs content parts: one image_url and one text")
+        raise ValueError("the last user message needs content parts: an image_url or two, and one text")
     urls = [part["image_url"]["url"] for part in parts if part.get("type") == "image_url"]
     prompt = "\n".join(part["text"] for part in parts if part.get("type") == "text")
-    if len(urls) != 1 or not prompt:
-        raise ValueError(f"expected one image and a text, found {len(urls)} images and {len(prompt)} characters")
-    return urls[0], prompt
+    if len(urls) not in (1, 2) or not prompt:
+        raise ValueError(f"expected one image or two and a text, found {len(urls)} and {len(prompt)} characters")
+    return urls, prompt
 
 
 def completion(text: str, prompt: str, choices: int, logprobs: bool) -> dict:
@@ -92,15 +93,15 @@ class OracleApp:
         if body.get("model") != MODEL:
             return refused(404, f"there is no model {body.get('model')!r} here, only {MODEL!r}")
         try:
-            url, prompt = read_request(body)
-            image_id = pixel_digest(from_data_url(url))
+            urls, prompt = read_request(body)
+            image_id, *others = (pixel_digest(from_data_url(url)) for url in urls)
         except ValueError as error:
             return refused(400, str(error))
         status = self.oracle.first_status(image_id, prompt)
         if status != 200 and (image_id, prompt) not in self.failed:
             self.failed.add((image_id, prompt))
             return refused(status, "simulated failure of a first request", {"Retry-After": "0"})
-        text = self.oracle.answer(image_id, prompt)
+        text = self.oracle.answer(image_id, prompt, *others)
         return JSONResponse(completion(text, prompt, body.get("n") or 1, bool(body.get("logprobs"))))
 
 

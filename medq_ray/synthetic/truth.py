@@ -25,14 +25,15 @@ def load_truth(world: str | Path) -> Truth:
     return {row["image_id"]: row for row in table.select(TRUTH.names).to_pylist()}
 
 
-def gold(question: Mapping[str, Any], truth: Mapping[str, Any]) -> str:
+def gold(question: Mapping[str, Any], truth: Mapping[str, Any], second: Mapping[str, Any] | None = None) -> str:
     """The right answer: the letter of a perception question, the reference description otherwise.
 
     `question` needs the fields kind, text and options of schema.QUESTION; `truth` is a row of schema.TRUTH about its
-    image. Raises ValueError when no option of the question is right.
+    image, `second` the one about image B of a comparison. Raises ValueError when no option of the question is right.
     """
     if question["kind"] == "description":
         return questions.describe(truth["modality"], truth["degradation"], truth["severity"])
     return questions.gold_letter(
-        question["kind"], question["text"], question["options"], truth["degradation"], truth["severity"]
-    )
+        question["kind"], question["text"], question["options"], truth["degradation"], truth["severity"],
+        None if second is None else second["severity"],
+    )  # fmt: skip

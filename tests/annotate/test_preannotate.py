@@ -100,3 +100,24 @@ def test_an_oracle_of_another_name_is_not_called_simulated(tmp_path):
     real.model = "gpt-4o"
     annotate(tmp_path, config=config, iteration=0, questions=QUESTIONS, ask_oracle=real, ask_self=None)
     assert set(pq.read_table(tmp_path / "annotations.parquet")["oracle_simulated"].to_pylist()) == {False}
+
+
+def test_an_answer_that_the_oracle_wrote_with_its_question_is_its_opinion(tmp_path):
+    rows = QUESTIONS.to_pylist()
+    for row in rows:
+        if row["question_id"] in ("q1", "q2"):
+            row["answer"] = "B"
+    asked = oracle()
+    annotate(tmp_path / "some", config=CONFIG, iteration=0, questions=pa.Table.from_pylist(rows, schema=QUESTION),
+             ask_oracle=asked, ask_self=None)  # fmt: skip
+    assert [prompt["question_id"] for prompt in asked.asked[0][0]] == ["q3", "q4", "q5"]
+    found = {row["question_id"]: row for row in pq.read_table(tmp_path / "some" / "annotations.parquet").to_pylist()}
+    assert found["q1"]["oracle_text"] == found["q1"]["label"] == "B" and found["q1"]["route"] == "cold_start"
+    assert found["q1"]["oracle_model"] == "simulated-oracle" and found["q5"]["route"] == "dropped"
+
+    for row in rows:
+        row["answer"] = row["answer"] or "A"
+    silent = oracle()
+    annotate(tmp_path / "all", config=CONFIG, iteration=0, questions=pa.Table.from_pylist(rows, schema=QUESTION),
+             ask_oracle=silent, ask_self=None)  # fmt: skip
+    assert silent.asked == []

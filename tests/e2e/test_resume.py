@@ -5,48 +5,27 @@ oracle and FSDP2 training are real.
 """
 
 import json
-import os
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from process import medq, running_stub
 
 from medq_ray.ledger import Ledger
 from medq_ray.synthetic.world import write_world
 
-STUB = Path(__file__).parents[1] / "stub.py"
-KILLED_RUN = Path(__file__).with_name("killed_run.py")
-SETTINGS = [
-    "explore.budget=14", "explore.tau_sim=0.3", "evaluate.runs=3", "evaluate.max_prototypes=4", "evolve.epochs=2",
-    "evolve.batch_size=8", "loop.max_iterations=2", "loop.plateau=0", "oracle.failure_rate=0.2",
-]  # fmt: skip
 PLACES = [
     "manifest:pool",
     "answers:model-00:60",
     "manifest:iter-00/evaluate",
-    "manifest:iter-00/explore",
     "answers:oracle:15",
+    "manifest:iter-00/explore",
     "lines:iter-00/evolve/metrics.jsonl:2",
     "answers:model-01:10",
     "manifest:iter-01/annotate",
     "manifest:iter-01/evolve",
 ]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
-
-
-@contextmanager
-def running_stub() -> Iterator[str]:
-    """The stub endpoint in a process of its own; yields its base URL."""
-    process = subprocess.Popen([sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def state(url: str) -> dict:
@@ -58,13 +37,6 @@ def state(url: str) -> dict:
 def tokens(run_dir: Path) -> dict[str, float]:
     """The bill of a run, without its seconds."""
     return {what: amount for what, amount in Ledger(run_dir / "ledger.jsonl").total().items() if "tokens" in what}
-
-
-def medq(place: str, world: Path, run_dir: Path, url: str) -> subprocess.CompletedProcess:
-    sets = [f"--set={setting}" for setting in [*SETTINGS, f"world.path={world}", f"engine.base_url={url}"]]
-    command = [sys.executable, str(KILLED_RUN), place, "run", "--recipe", "demo", "--run-dir", str(run_dir), *sets]
-    secret = os.environ | {"OPENAI_API_KEY": "sk-of-the-oracle"}
-    return subprocess.run(command, env=secret, capture_output=True, text=True, timeout=400)
 
 
 def result_files(run_dir: Path) -> dict[str, str]:

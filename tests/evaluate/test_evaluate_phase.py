@@ -11,9 +11,10 @@ from test_scoring import completion, question
 from medq_ray.artifacts import read_table
 from medq_ray.config import Config, override
 from medq_ray.evaluate import evaluate
+from medq_ray.evaluate.prototypes import tfidf
 from medq_ray.schema import COMPLETION, QUESTION
 
-FILES = ["completions.parquet", "crossings.json", "failures.parquet", "metrics.json", "prototypes.parquet", "rates.json",
+FILES = ["clusters.json", "completions.parquet", "crossings.json", "failures.parquet", "metrics.json", "prototypes.parquet", "rates.json",
          "scores.parquet", "test_completions.parquet", "test_scores.parquet"]  # fmt: skip
 
 
@@ -51,7 +52,7 @@ CONFIG = override(Config(), ["evaluate.runs=3", "seed=4"])
 def test_dev_is_asked_R_times_and_test_once_greedily(tmp_path, images):
     model = Model()
     counts = evaluate(tmp_path, config=CONFIG, dev=questions(24, images), test=questions(10, images), images=images,
-                      answer=model)  # fmt: skip
+                      answer=model, texts=tfidf)  # fmt: skip
     *_, (dev, sampled, _), (test, greedy, _) = model.asked
     assert (sampled.n, sampled.temperature, sampled.logprobs, sampled.seed) == (3, 0.7, True, 4)
     assert (greedy.n, greedy.temperature) == (1, 0)
@@ -68,9 +69,9 @@ def test_dev_is_asked_R_times_and_test_once_greedily(tmp_path, images):
 def test_equal_inputs_give_equal_bytes_whatever_the_order_of_rows(tmp_path, images):
     rng = np.random.default_rng(0)
     dev, test = questions(24, images), questions(10, images)
-    evaluate(tmp_path / "a", config=CONFIG, dev=dev, test=test, images=images, answer=Model())
+    evaluate(tmp_path / "a", config=CONFIG, dev=dev, test=test, images=images, answer=Model(), texts=tfidf)
     evaluate(tmp_path / "b", config=CONFIG, dev=dev.take(rng.permutation(24)), test=test.take(rng.permutation(10)),
-             images=images.take(rng.permutation(12)), answer=Model())  # fmt: skip
+             images=images.take(rng.permutation(12)), answer=Model(), texts=tfidf)  # fmt: skip
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -79,7 +80,7 @@ def test_test_answers_reach_reports_only(tmp_path, images):
     dev = questions(24, images)
     for name, answer in (("a", "A"), ("b", "B")):
         evaluate(tmp_path / name, config=CONFIG, dev=dev, test=questions(9, images, answer), images=images,
-                 answer=Model())  # fmt: skip
+                 answer=Model(), texts=tfidf)  # fmt: skip
     differ = [n for n in FILES if (tmp_path / "a" / n).read_bytes() != (tmp_path / "b" / n).read_bytes()]
     assert differ == ["metrics.json", "test_scores.parquet"]
     dev_metrics = [json.loads((tmp_path / n / "metrics.json").read_text())["dev"] for n in "ab"]
@@ -88,11 +89,11 @@ def test_test_answers_reach_reports_only(tmp_path, images):
 
 def test_dev_questions_on_quarantined_images_are_left_out_and_said(tmp_path, images, capsys):
     dev = questions(24, images)
-    evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(1), answer=Model())
+    evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(1), answer=Model(), texts=tfidf)
     said = capsys.readouterr().out
     assert "2 of 24 dev questions" in said and "2 of 24 test questions" in said
     with pytest.raises(ValueError, match="no dev question"):
-        evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(0, 0), answer=Model())
+        evaluate(tmp_path, config=CONFIG, dev=dev, test=dev, images=images.slice(0, 0), answer=Model(), texts=tfidf)
 
 
 def test_a_judge_decides_about_descriptions_where_there_is_one(tmp_path, images):
@@ -108,7 +109,8 @@ def test_a_judge_decides_about_descriptions_where_there_is_one(tmp_path, images)
         ]
         return pa.Table.from_pylist(rows, schema=COMPLETION)
 
-    evaluate(tmp_path, config=CONFIG, dev=dev, test=questions(9, images), images=images, answer=Model(), ask_judge=judge)
+    evaluate(tmp_path, config=CONFIG, dev=dev, test=questions(9, images), images=images, answer=Model(),
+             texts=tfidf, ask_judge=judge)  # fmt: skip
     scores = {row["question_id"]: row for row in read_table(tmp_path / "scores.parquet").to_pylist()}
     assert [scores[str(100 + i)]["wrong"] for i in range(4)] == [0, 3, 0, 0] and scores["101"]["failure"]
     assert read_table(tmp_path / "judgements.parquet").num_rows == 4 * 3 * 4

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medq_ray.evaluate.prototypes import cluster, prototypes
+from medq_ray.evaluate.clusters import cluster
+from medq_ray.evaluate.prototypes import prototypes, tfidf
 from medq_ray.questions import capabilities
 from medq_ray.schema import FAILURE, PROTOTYPE, embedded_image_schema
 
@@ -44,7 +45,7 @@ def test_planted_cells_are_recovered():
     from sklearn.metrics import adjusted_rand_score
 
     failures, images, cells = planted(60)
-    table = prototypes(failures, images, text_weight=0.5, most=12)
+    table = prototypes(failures, images, texts=tfidf, weight=0.25, most=12)[0]
     assert table.schema == PROTOTYPE
     label = {name: row["prototype_id"] for row in table.to_pylist() for name in row["members"]}
     assert sorted(label) == sorted(failures["question_id"].to_pylist())
@@ -54,7 +55,7 @@ def test_planted_cells_are_recovered():
 
 def test_a_prototype_describes_its_members():
     failures, images, _ = planted(40)
-    rows = prototypes(failures, images, text_weight=0.5, most=12).to_pylist()
+    rows = prototypes(failures, images, texts=tfidf, weight=0.25, most=12)[0].to_pylist()
     assert [row["prototype_id"] for row in rows] == list(range(len(rows)))
     assert [row["size"] for row in rows] == sorted((len(row["members"]) for row in rows), reverse=True)
     vectors = dict(zip(images["image_id"].to_pylist(), np.array(images["embedding"].to_pylist()), strict=True))
@@ -76,10 +77,11 @@ def test_order_of_rows_changes_nothing():
     shuffled = prototypes(
         failures.take(rng.permutation(failures.num_rows)),
         images.take(rng.permutation(images.num_rows)),
-        text_weight=0.5,
+        texts=tfidf,
+        weight=0.25,
         most=12,
-    )
-    assert shuffled.equals(prototypes(failures, images, text_weight=0.5, most=12))
+    )[0]
+    assert shuffled.equals(prototypes(failures, images, texts=tfidf, weight=0.25, most=12)[0])
 
 
 def test_a_prototype_has_one_modality_even_if_modalities_look_alike():
@@ -87,7 +89,7 @@ def test_a_prototype_has_one_modality_even_if_modalities_look_alike():
     flat = pa.array([[1.0] + [0.0] * 15] * 24, images.schema.field("embedding").type)
     images = images.set_column(images.schema.get_field_index("embedding"), images.schema.field("embedding"), flat)
     modality = dict(zip(failures["question_id"].to_pylist(), failures["modality"].to_pylist(), strict=True))
-    for row in prototypes(failures, images, text_weight=0.5, most=12).to_pylist():
+    for row in prototypes(failures, images, texts=tfidf, weight=0.25, most=12)[0].to_pylist():
         assert len({modality[name] for name in row["members"]}) == 1
 
 
@@ -99,14 +101,14 @@ def test_a_common_direction_of_all_images_changes_no_cluster(scale):
     cone = units(np.eye(16)[0] + scale * vectors)
     column = pa.FixedSizeListArray.from_arrays(pa.array(cone.ravel()), 16)
     images = images.set_column(images.schema.get_field_index("embedding"), images.schema.field("embedding"), column)
-    for row in prototypes(failures, images, text_weight=0.5, most=12).to_pylist():
+    for row in prototypes(failures, images, texts=tfidf, weight=0.25, most=12)[0].to_pylist():
         assert len({cells[name.split("-")[0]] for name in row["members"]}) == 1
 
 
 @pytest.mark.parametrize(("count", "clusters"), [(0, 0), (1, 1), (2, 2)])
 def test_few_failures_are_handled_and_said(count, clusters, capsys):
     failures, images, _ = planted(4, kinds=("what",))
-    table = prototypes(failures.slice(0, count), images, text_weight=0.5, most=12)
+    table = prototypes(failures.slice(0, count), images, texts=tfidf, weight=0.25, most=12)[0]
     assert table.num_rows == clusters and sum(table["size"].to_pylist()) == count
     assert table["silhouette"].null_count == clusters
     assert "failures" in capsys.readouterr().out
@@ -115,8 +117,8 @@ def test_few_failures_are_handled_and_said(count, clusters, capsys):
 def test_identical_failures_are_one_prototype(capsys):
     failures, images, _ = planted(1, kinds=("what",))
     copies = pa.concat_tables([failures] * 5)
-    table = prototypes(copies, images, text_weight=0.5, most=12)
-    assert table["size"].to_pylist() == [5]
+    table, quality = prototypes(copies, images, texts=tfidf, weight=0.25, most=12)
+    assert table["size"].to_pylist() == [5] and quality["mri"]["p"] is None
     assert "too alike" in capsys.readouterr().out
 
 
@@ -124,12 +126,36 @@ def test_no_more_clusters_than_allowed_and_the_best_silhouette_wins():
     from sklearn.metrics import silhouette_score
 
     points = np.random.default_rng(0).standard_normal((60, 3)) + 6 * np.repeat(np.eye(3), 20, axis=0)
-    labels, values = cluster(points, 10)
-    assert len(set(labels)) == 3
-    assert values.mean() == pytest.approx(silhouette_score(points, labels))
-    assert len(set(cluster(points, 2)[0])) == 2
+    found = cluster(points, 10)
+    assert found.count == 3 and found.silhouette == pytest.approx(silhouette_score(points, found.labels))
+    assert cluster(points, 2).count == 2
 
 
 def test_points_at_equal_distances_make_one_cluster_instead_of_an_arbitrary_cut():
-    labels, values = cluster(np.eye(4), 3)
-    assert len(set(labels)) == 1 and np.isnan(values).all()
+    found = cluster(np.eye(4), 3)
+    assert found.count == 1 and np.isnan(found.silhouettes).all()
+
+
+def test_clusters_of_planted_cells_are_better_than_chance_and_of_noise_are_not(capsys):
+    failures, images, _ = planted(80)
+    quality = prototypes(failures, images, texts=tfidf, weight=0.25, most=12)[1]
+    assert set(quality) == {"ct", "mri"}
+    for found in quality.values():
+        assert found["p"] == 0.05 and found["silhouette"] > found["chance"] + 0.1 and found["agreement"] == 1
+    assert "better than that of a cloud" in capsys.readouterr().out
+    failures, images, _ = planted(80, spread=100.0)
+    quality = prototypes(failures, images, texts=tfidf, weight=0, most=12)[1]
+    assert all(found["p"] > 0.05 and found["agreement"] < 0.3 for found in quality.values())
+    assert "NO better than that of a cloud" in capsys.readouterr().out
+
+
+def test_a_cloud_that_is_long_in_one_direction_has_no_clusters():
+    """Its halves make a high silhouette, and so do those of any cloud as long."""
+    failures, images, _ = planted(80, kinds=("what",))
+    rng = np.random.default_rng(0)
+    way = units(rng.standard_normal((1, 16)))[0]
+    cloud = rng.standard_normal((80, 16)) + 8 * rng.standard_normal((80, 1)) * way
+    column = pa.FixedSizeListArray.from_arrays(pa.array(cloud.astype(np.float32).ravel()), 16)
+    images = images.set_column(images.schema.get_field_index("embedding"), images.schema.field("embedding"), column)
+    for found in prototypes(failures, images, texts=tfidf, weight=0, most=12)[1].values():
+        assert found["silhouette"] > 0.3 and found["p"] > 0.05

@@ -73,6 +73,20 @@ def test_questions_of_one_image_share_its_pixels(encoded):
     assert encoded[0][1] is encoded[1][1] is encoded[2][1] is not encoded[3][1]
 
 
+def test_a_comparison_has_both_images_in_their_order_and_mixes_with_others(processor, samples, encoded, model):
+    from medq_ray.evolve.dataset import collate, encode_all
+    from medq_ray.evolve.worker import sample_losses
+
+    pair = encode_all(processor, [samples[0] | {"second_uri": samples[3]["uri"]}])
+    (tokens, others), (single, first), (_, second) = pair[0], encoded[0], encoded[3]
+    assert torch.equal(others["pixel_values"], torch.cat([first["pixel_values"], second["pixel_values"]]))
+    placeholder = single["input_ids"][0].mode().values  # the image's tokens are the most frequent ones
+    assert (tokens["input_ids"] == placeholder).sum() == 2 * (single["input_ids"] == placeholder).sum()
+    alone = [sample_losses(model, collate(part, 0), "mean").item() for part in (pair, encoded[1:2])]
+    together = sample_losses(model, collate([pair[0], encoded[1]], 0), "mean").tolist()
+    assert together == pytest.approx(alone, rel=1e-4)
+
+
 def test_collate_pads_on_the_right_and_ignores_padding(processor, encoded):
     from medq_ray.evolve.dataset import IGNORED, collate
 

@@ -5,75 +5,23 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_pool import CELLS, RATES, make_pool, make_prototypes, phase, rates, settings, unsure
 
-from medq_ray.config import Config, override
-from medq_ray.explore.retrieve import retrieve
-from medq_ray.explore.sampling import candidates, explore, quotas, select, weights
-from medq_ray.pool.search import within
-from medq_ray.schema import PROTOTYPE, QUESTION, SELECTION, embedded_image_schema
-
-DIM = 24
-CELLS = ("cell:mri/motion", "cell:mri/bias_field", "cell:ct/metal", "cell:mri/none")
+from medq_ray.explore.sampling import Evidence, Hits, Ranked, quotas, weights
+from medq_ray.explore.strategies import STRATEGIES
+from medq_ray.schema import FAILURE, HIT, PROTOTYPE, QUESTION, SELECTION, SHARE
 
 
-def units(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+@pytest.fixture
+def selected(tmp_path_factory):
+    """The selection that the phase writes."""
 
+    def run(*args, **kwargs) -> pa.Table:
+        folder = tmp_path_factory.mktemp("explore")
+        phase(folder, *args, **kwargs)
+        return pa.parquet.read_table(folder / "selection.parquet")
 
-def centres() -> np.ndarray:
-    return units(np.random.default_rng(5).standard_normal((len(CELLS), DIM)))
-
-
-def make_pool(count: int = 600, seed: int = 0) -> tuple[pa.Table, dict[str, str]]:
-    """Embedded images and each one's true cell: 5 % rare (three cells), the rest 'mri/none'; two images a patient."""
-    rng = np.random.default_rng(seed)
-    rows, truth = [], {}
-    for i in range(count):
-        cell = (i // 20) % 3 if i % 20 == 0 else 3
-        name = f"{rng.integers(2**60):016x}"
-        truth[name] = CELLS[cell]
-        vector = units(centres()[cell][None] + 0.12 * rng.standard_normal((1, DIM)))[0]
-        rows.append({"image_id": name, "uri": f"/{name}", "split": "pool", "modality": "ct" if cell == 2 else "mri",
-                     "source": "s", "patient": f"p{i // 2}", "session": f"p{i // 2}",
-                     "phash": int(rng.integers(2**63)), "sharpness": 1.0, "noise": 1.0, "thumb": bytes(256),
-                     "embedding": vector.tolist()})  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=embedded_image_schema(DIM)), truth
-
-
-def searcher(pool: pa.Table):
-    """What the run does over shards, over a table."""
-    vectors = np.array(pool["embedding"].to_pylist(), np.float32).reshape(pool.num_rows, -1)
-    return lambda anchors, tau: within(anchors, pool["image_id"].to_pylist(), vectors, tau)
-
-
-def fetch(names: list[str], folder) -> dict[str, str]:
-    return {name: f"{folder}/{name}.png" for name in names}
-
-
-def make_prototypes(cells: range = range(3)) -> pa.Table:
-    rows = [{"prototype_id": 10 + i, "size": 5, "members": [], "medoid": "", "medoid_uri": "", "silhouette": 0.5,
-             "cohesion": 0.9, "capabilities": [(CELLS[i], 0.8), (CELLS[(i + 1) % 2], 0.2)],
-             "visual": centres()[i].tolist()} for i in cells]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=PROTOTYPE)
-
-
-def rates(*values: float) -> dict[str, dict]:
-    return {cell: {"e": e} for cell, e in zip(CELLS, values, strict=True)} | {"kind:what": {"e": 0.9}}
-
-
-RATES = rates(0.8, 0.6, 0.4, 0.1)
-
-
-def settings(*assignments: str) -> Config:
-    return override(
-        Config(), ["explore.budget=24", "explore.random_fraction=0.25", "explore.tau_sim=0.6", *assignments]
-    )
-
-
-def selected(config: Config, pool: pa.Table, error=RATES, *, anchors=None, iteration=0, taken=frozenset()) -> pa.Table:
-    anchors = make_prototypes() if anchors is None else anchors
-    hits = retrieve(anchors, pool, searcher(pool), config.explore.tau_sim)
-    return select(pool, hits, anchors, error, config=config, iteration=iteration, taken=set(taken))
+    return run
 
 
 def test_quotas_sum_to_the_budget_for_any_rates():
@@ -111,20 +59,21 @@ def test_alpha_zero_is_uniform_over_all_cells_and_only_cells_count():
 
 
 def test_a_look_alike_inherits_the_mixture_of_the_best_prototype_and_keeps_its_modality():
-    anchors = make_prototypes()
-    hits = pa.table({"image_id": ["a", "a", "b"], "prototype_id": pa.array([10, 11, 12], pa.int32()),
-                     "similarity": pa.array([0.9, 0.8, 0.7], pa.float32())})  # fmt: skip
-    found = candidates(hits, anchors, {"a": "mri", "b": "ct"})
-    assert {cell: [(c.image_id, c.prototype_id) for c in own] for cell, own in found.items()} == {
-        "cell:mri/motion": [("a", 10)],
-        "cell:mri/bias_field": [("a", 11)],
-        "cell:ct/metal": [("b", 12)],
-    }
-    assert found["cell:mri/motion"][0].score == pytest.approx(0.8 * 0.9)
-    assert found["cell:mri/bias_field"][0].score == pytest.approx(0.8 * 0.8)
+    pool, _ = make_pool(4)
+    pool = pool.set_column(0, "image_id", pa.array(["a", "b", "c", "d"]))
+    pool = pool.set_column(pool.schema.get_field_index("modality"), "modality", pa.array(["mri", "ct", "mri", "ct"]))
+    hits = pa.table({"image_id": ["a", "c", "a", "b"], "prototype_id": pa.array([11, 10, 10, 12], pa.int32()),
+                     "similarity": pa.array([0.8, 0.95, 0.9, 0.7], pa.float32())}, schema=HIT)  # fmt: skip
+    found = Hits.of(hits, make_prototypes(), pool)
+    motion, bias, metal = (found.of_cell(cell) for cell in CELLS[:3])
+    assert motion.rows.tolist() == [2, 0] and motion.prototype.tolist() == [10, 10]
+    assert motion.score == pytest.approx([0.8 * 0.95, 0.8 * 0.9])
+    assert bias.rows.tolist() == [0, 2] and bias.prototype.tolist() == [11, 10] and bias.score[0] == pytest.approx(0.64)
+    assert metal.rows.tolist() == [1] and found.of_cell("cell:mri/none").rows.size == 0
+    assert motion.at(np.array([0, 2])).tolist() == [1, 0]
 
 
-def test_the_budget_is_spent_exactly_and_mostly_on_the_weakness():
+def test_the_budget_is_spent_exactly_and_mostly_on_the_weakness(selected):
     pool, truth = make_pool(2000)
     table = selected(settings(), pool)
     rows = table.to_pylist()
@@ -139,27 +88,27 @@ def test_the_budget_is_spent_exactly_and_mostly_on_the_weakness():
     assert all((row["capability"], row["prototype_id"], row["similarity"]) == ("", None, None) for row in drawn)
 
 
-def test_shares_follow_the_rates_where_look_alikes_abound():
+def test_shares_follow_the_rates_where_look_alikes_abound(selected):
     pool, _ = make_pool(2000)
     table = selected(settings("explore.random_fraction=0"), pool, rates(0.6, 0.3, 0.3, 0.0))
     assert Counter(table["capability"].to_pylist()) == {CELLS[0]: 12, CELLS[1]: 6, CELLS[2]: 6}
 
 
-def test_a_cell_without_look_alikes_gives_its_share_back():
+def test_a_cell_without_look_alikes_gives_its_share_back(selected):
     pool, _ = make_pool()
     table = selected(settings("explore.random_fraction=0"), pool, anchors=make_prototypes(range(1)))
     assert set(table["capability"].to_pylist()) <= {CELLS[0], CELLS[1], ""} and table.num_rows == 24
 
 
-def test_what_retrieval_cannot_fill_is_drawn_at_random_and_said(capsys):
+def test_what_retrieval_cannot_fill_is_drawn_at_random_and_said(selected, capsys):
     pool, _ = make_pool()
     table = selected(settings("explore.tau_sim=0.999"), pool)
     assert table.num_rows == 24 and set(table["strategy"].to_pylist()) == {"random"}
     out = capsys.readouterr().out
-    assert "drawn at random" in out and "prototype 10, 11, 12" in out
+    assert "0 images selected for a reason, 24 at random" in out and "prototype 10, 11, 12" in out
 
 
-def test_same_seed_same_selection_other_seed_or_iteration_another():
+def test_same_seed_same_selection_other_seed_or_iteration_another(selected):
     pool, _ = make_pool()
     first = selected(settings(), pool)
     assert first.equals(selected(settings(), pool))
@@ -167,7 +116,7 @@ def test_same_seed_same_selection_other_seed_or_iteration_another():
     assert not first.equals(selected(settings(), pool, iteration=1))
 
 
-def test_permuting_the_rows_changes_nothing():
+def test_permuting_the_rows_changes_nothing(selected):
     pool, _ = make_pool()
     anchors, rng = make_prototypes(), np.random.default_rng(3)
     shuffled = selected(
@@ -176,8 +125,8 @@ def test_permuting_the_rows_changes_nothing():
     assert shuffled.equals(selected(settings(), pool))
 
 
-@pytest.mark.parametrize("strategy", ["failure_driven", "random"])
-def test_what_was_taken_and_its_near_duplicates_are_never_selected(strategy):
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_what_was_taken_and_its_near_duplicates_are_never_selected(selected, strategy):
     pool, _ = make_pool()
     rows = pool.to_pylist()
     twins = [row | {"image_id": f"f{i:015x}", "phash": row["phash"] ^ 1} for i, row in enumerate(rows)]
@@ -191,14 +140,14 @@ def test_what_was_taken_and_its_near_duplicates_are_never_selected(strategy):
         taken |= names
 
 
-def test_a_small_pool_is_used_up_and_said(capsys):
+def test_a_small_pool_is_used_up_and_said(selected, capsys):
     pool, truth = make_pool(20)
     table = selected(settings("explore.budget=50"), pool)
     assert set(table["image_id"].to_pylist()) == set(truth)
     assert "only 20 images" in capsys.readouterr().out
 
 
-def test_draws_are_spread_over_patients():
+def test_draws_are_spread_over_patients(selected):
     pool, _ = make_pool(400)
     crowded = pa.array(["crowd" if i % 2 else f"p{i}" for i in range(400)])
     pool = pool.set_column(pool.schema.get_field_index("patient"), "patient", crowded)
@@ -207,7 +156,7 @@ def test_draws_are_spread_over_patients():
     assert Counter(aimed)["crowd"] <= 0.3 * len(aimed)
 
 
-def test_the_random_strategy_ignores_prototypes():
+def test_the_random_strategy_ignores_prototypes(selected):
     pool, _ = make_pool()
     config = settings("explore.strategy=random")
     table = selected(config, pool)
@@ -215,42 +164,154 @@ def test_the_random_strategy_ignores_prototypes():
     assert table.equals(selected(config, pool, anchors=PROTOTYPE.empty_table()))
 
 
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_neither_dev_and_test_images_nor_their_near_duplicates_nor_what_is_not_allowed_are_selected(strategy, selected):
+    pool, _ = make_pool(200)
+    rows = pool.to_pylist()
+    for row in rows[:60]:
+        row["split"] = "dev"
+    for row, dev in zip(rows[60:120], rows[:60], strict=True):
+        row["phash"] = dev["phash"] ^ 1
+    mixed = pa.Table.from_pylist(rows, schema=pool.schema)
+    allowed = pa.array([row["image_id"] for row in rows[:160]])
+    config = settings(f"explore.strategy={strategy}", "explore.budget=50", "explore.random_fraction=0.2")
+    names = set(selected(config, mixed, allowed=allowed)["image_id"].to_pylist())
+    assert names == {row["image_id"] for row in rows[120:160]}
+
+
+def test_every_prototype_gets_as_much_whatever_the_rates(selected):
+    pool, _ = make_pool(2000)
+    config = settings("explore.strategy=uniform_over_prototypes", "explore.random_fraction=0")
+    table = selected(config, pool, rates(0.9, 0.1, 0.0, 0.0))
+    assert Counter(table["prototype_id"].to_pylist()) == {10: 8, 11: 8, 12: 8}
+    assert set(zip(table["prototype_id"].to_pylist(), table["capability"].to_pylist(), strict=True)) == {
+        (10, CELLS[0]), (11, CELLS[1]), (12, CELLS[2])}  # fmt: skip
+
+
+def test_uncertainty_takes_the_least_sure_of_what_it_looked_at(selected):
+    pool, _ = make_pool(200)
+    config = settings("explore.strategy=uncertainty", "explore.budget=20", "explore.candidates=20")
+    table = selected(config, pool)
+    aimed = table.filter(pa.compute.equal(table["strategy"], "uncertainty"))
+    surest = sorted((int(name[-2:], 16) for name in pool["image_id"].to_pylist()), reverse=True)[:15]
+    assert sorted((int(name[-2:], 16) for name in aimed["image_id"].to_pylist()), reverse=True) == surest
+    assert sorted(aimed["score"].to_pylist(), reverse=True) == [value / 256 for value in surest]
+
+
+def test_uncertainty_without_logprobs_is_refused(tmp_path):
+    def silent(prompts, sampling, label):
+        table = unsure(prompts, sampling, label)
+        nulls = pa.nulls(len(table), pa.float64())
+        return table.set_column(table.schema.get_field_index("entropy"), "entropy", nulls)
+
+    with pytest.raises(ValueError, match="needs an endpoint with logprobs"):
+        phase(tmp_path, settings("explore.strategy=uncertainty"), make_pool(200)[0], ask_self=silent)
+
+
+def test_a_coreset_leaves_no_image_farther_from_it_than_a_random_draw_does(selected):
+    pool, _ = make_pool(400)
+    vectors = np.array(pool["embedding"].to_pylist())
+    where = {name: i for i, name in enumerate(pool["image_id"].to_pylist())}
+
+    def radius(table: pa.Table) -> float:
+        own = vectors[[where[name] for name in table["image_id"].to_pylist()]]
+        return float((1 - vectors @ own.T).min(axis=1).max())
+
+    options = ["explore.random_fraction=0", "explore.candidates=20"]
+    found = [radius(selected(settings(f"explore.strategy={name}", *options), pool)) for name in ("coreset", "random")]
+    assert found[0] < 0.8 * found[1]
+
+
+def test_sessions_of_a_patient_take_turns(selected):
+    pool, _ = make_pool(400)
+    one = pool.set_column(pool.schema.get_field_index("patient"), "patient", pa.array(["p"] * 400))
+    sessions = pa.array([f"s{i % 50 if i % 50 < 5 else 0}" for i in range(400)])
+    one = one.set_column(one.schema.get_field_index("session"), "session", sessions)
+    session = dict(zip(one["image_id"].to_pylist(), sessions.to_pylist(), strict=True))
+    config = settings("explore.random_fraction=0", "explore.breadth=100", "explore.budget=10", "explore.tau_sim=0")
+    table = selected(config, one, rates(0, 0, 0, 1.0), anchors=make_prototypes(range(4)))
+    counts = Counter(session[name] for name in table["image_id"].to_pylist())
+    assert set(counts) == {f"s{i}" for i in range(5)} and max(counts.values()) - min(counts.values()) <= 1
+
+
 def test_the_phase_writes_its_tables_and_repeats_byte_for_byte(tmp_path):
     pool, _ = make_pool()
     foreign = pool.slice(0, 5).set_column(pool.schema.get_field_index("split"), "split", pa.array(["dev"] * 5))
     mixed = pa.concat_tables([foreign, pool.slice(5)])
-    common = {"config": settings(), "iteration": 0, "prototypes": make_prototypes(), "rates": RATES, "taken": set(),
-              "search": searcher(mixed), "fetch": fetch}  # fmt: skip
-    counts = explore(tmp_path / "a", pool=mixed, **common)
-    explore(tmp_path / "b", pool=mixed, **common)
-    names = ["questions.parquet", "retrieved.parquet", "selection.parquet"]
+    counts = phase(tmp_path / "a", settings(), mixed)
+    phase(tmp_path / "b", settings(), mixed)
+    names = ["dropped.parquet", "questions.parquet", "retrieved.parquet", "selection.parquet", "shares.parquet"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert (counts["selected"], counts["targeted"], counts["questions"]) == (24, 18, 96)
+    assert (counts["selected"], counts["targeted"], counts["questions"], counts["dropped"]) == (24, 18, 96, 0)
     table = pa.parquet.read_table(tmp_path / "a" / "selection.parquet")
     assert not set(table["image_id"].to_pylist()) & set(foreign["image_id"].to_pylist())
     assert pa.parquet.read_table(tmp_path / "a" / "questions.parquet").schema == QUESTION
+    shares = pa.parquet.read_table(tmp_path / "a" / "shares.parquet")
+    assert shares.schema == SHARE and sum(shares["quota"].to_pylist()) == sum(shares["drawn"].to_pylist()) == 18
+    assert sum(shares["weight"].to_pylist()) == pytest.approx(1)
 
 
 def test_no_failures_make_a_random_selection(tmp_path):
-    pool, _ = make_pool()
-    counts = explore(tmp_path, config=settings(), iteration=0, prototypes=PROTOTYPE.empty_table(),
-                     rates=rates(0, 0, 0, 0), pool=pool, search=searcher(pool), fetch=fetch, taken=set())  # fmt: skip
+    counts = phase(tmp_path, settings(), make_pool()[0], rates(0, 0, 0, 0), anchors=PROTOTYPE.empty_table())
     assert (counts["selected"], counts["targeted"], counts["hits"]) == (24, 0, 0)
 
 
 def test_an_empty_pool_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pool has no images"):
-        explore(tmp_path, config=settings(), iteration=0, prototypes=make_prototypes(), rates=RATES,
-                pool=make_pool()[0].slice(0, 0), search=searcher(make_pool()[0]), fetch=fetch, taken=set())  # fmt: skip
+        phase(tmp_path, settings(), make_pool()[0].slice(0, 0))
 
 
 def test_an_image_inside_another_file_becomes_a_picture_of_its_own(tmp_path):
     pool, _ = make_pool(60)
-    inside = pool.set_column(pool.schema.get_field_index("uri"), "uri", pa.array([""] * 30 + pool["uri"].to_pylist()[30:]))
-    explore(tmp_path, config=settings(), iteration=0, prototypes=make_prototypes(), rates=RATES, pool=inside,
-            search=searcher(pool), fetch=fetch, taken=set())  # fmt: skip
+    uris = pa.array([""] * 30 + pool["uri"].to_pylist()[30:])
+    inside = pool.set_column(pool.schema.get_field_index("uri"), "uri", uris)
+    phase(tmp_path, settings(), inside)
     for row in pa.parquet.read_table(tmp_path / "selection.parquet").to_pylist():
         was = dict(zip(inside["image_id"].to_pylist(), inside["uri"].to_pylist(), strict=True))[row["image_id"]]
         assert row["uri"] == (was or f"{tmp_path}/images/{row['image_id']}.png")
+
+
+def test_dev_images_that_were_answered_right_speak_against_a_look_alike():
+    """Two directions of one modality: images of the first failed, of the second did not."""
+    ids = [f"{i:02d}" for i in range(20)]
+    cells = [CELLS[0]] * 10 + [CELLS[3]] * 10
+    rows = [{"question_id": f"{name}-{kind}", "image_id": name, "modality": "mri", "capabilities": [cell]}
+            for name, cell in zip(ids, cells, strict=True) for kind in ("what", "how")]  # fmt: skip
+    asked = pa.Table.from_pylist(rows, schema=QUESTION)
+    failed = pa.Table.from_pylist([row for row in rows if row["capabilities"] == [CELLS[0]]], schema=FAILURE)
+    evidence, known = Evidence.of(asked, failed), np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
+    assert evidence.names == ids
+    motion, bias, metal = (evidence.likelihood(cell, known, np.eye(2, dtype=np.float32), 5) for cell in CELLS[:3])
+    assert motion == pytest.approx([1.0, 0.1 / 5.1]) and bias == pytest.approx(0.1 / 5.1)
+    assert metal == pytest.approx(1)  # there is no dev image of its modality
+
+
+def test_weighing_puts_the_likely_first_and_leaves_the_rest():
+    found = Ranked(np.array([7, 3, 5, 9]), np.array([1, 1, 2, 2], np.int32), np.float32([0.9, 0.8, 0.7, 0.6]),
+                   np.array([0.9, 0.8, 0.7, 0.6]))  # fmt: skip
+    again = found.weighed(3, lambda rows: np.where(rows == 5, 1.0, 0.1))
+    assert again.rows.tolist() == [5, 7, 3, 9] and again.prototype.tolist() == [2, 1, 1, 2]
+    assert again.score == pytest.approx([0.7, 0.09, 0.08, 0.6]) and found.rows.tolist() == [7, 3, 5, 9]
+
+
+def test_a_share_that_is_used_up_gives_back_though_its_twins_look_free(selected):
+    """Six images and their twins for one cell; what they cannot fill goes to the other cell, not to chance."""
+    pool, truth = make_pool(400)
+    rows = pool.to_pylist()
+    motion = [row for row in rows if truth[row["image_id"]] == CELLS[0]][:6]
+    others = [row for row in rows if truth[row["image_id"]] == CELLS[3]]
+    twins = [row | {"image_id": f"f{i:015x}", "phash": row["phash"] ^ 1} for i, row in enumerate(motion)]
+    few = pa.Table.from_pylist(motion + twins + others, schema=pool.schema)
+    anchors = [row | {"capabilities": [(CELLS[i], 1.0)]} for i, row in enumerate(make_prototypes(range(4)).to_pylist())]
+    anchors = pa.Table.from_pylist([anchors[0], anchors[3]], schema=PROTOTYPE)
+    config = settings("explore.random_fraction=0", "explore.budget=40", "explore.breadth=1")
+    table = selected(config, few, rates(0.9, 0, 0, 0.1), anchors=anchors)
+    assert Counter(table["strategy"].to_pylist()) == {"failure_driven": 40}
+    assert Counter(table["capability"].to_pylist()) == {CELLS[0]: 6, CELLS[3]: 34}
+
+
+def test_rates_without_cells_make_a_random_selection(selected):
+    table = selected(settings(), make_pool()[0], {"kind:what": {"e": 0.9}})
+    assert set(table["strategy"].to_pylist()) == {"random"} and table.num_rows == 24

@@ -93,6 +93,22 @@ def crowd(count: int, seed: int) -> list[tuple]:
     return list(zip(ids, hashes.tolist(), *quality.tolist(), map(bytes, thumbs), strict=True))
 
 
+def test_pairs_between_two_sets_are_those_that_would_share_a_group(monkeypatch):
+    """Two images alone are one group exactly where they are a pair."""
+    rows = sorted(crowd(60, 5))
+    images = dedup.Images.of(table(rows), 0.3)
+    left, right = np.arange(0, 30), np.arange(20, 60)
+    monkeypatch.setattr(dedup, "BETWEEN", 100)
+    found = set(zip(*(side.tolist() for side in dedup.between(images, left, right, 4)), strict=True))
+    expected = {
+        (i, j)
+        for i, one in enumerate(left)
+        for j, other in enumerate(right)
+        if one == other or len(set(groups([rows[one], rows[other]], tolerance=0.3).values())) == 1
+    }
+    assert found == expected and 20 < len(found) < 1_000
+
+
 def by_the_definition(rows: list[tuple], radius: int, tolerance: float) -> dict[str, str]:
     """Each id in ascending order joins the smallest owner that it is a duplicate of."""
 

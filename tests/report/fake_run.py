@@ -20,7 +20,7 @@ from medq_ray.config import Config, Explore, Loop
 from medq_ray.ledger import Ledger
 from medq_ray.schema import (
     ANNOTATION, DEGRADATIONS, DROP, EVERYDAY, FAILURE, HIT, KINDS, MODALITIES, PROTOTYPE, QUESTION, SAMPLE, SCORE,
-    POOL_IMAGE, SELECTION, TRUTH, VERDICT,
+    POOL_IMAGE, SELECTION, SHARE, TRUTH, VERDICT,
 )  # fmt: skip
 from medq_ray.synthetic.world import make_image
 
@@ -118,6 +118,9 @@ def evaluated(folder: Path, t: int, dev: list[dict], rng: np.random.Generator) -
     out = folder / "evaluate"
     write_table(out / "failures.parquet", failures, FAILURE)
     write_table(out / "prototypes.parquet", prototypes, PROTOTYPE)
+    quality = {"failures": 20, "prototypes": 2, "silhouette": 0.4, "chance": 0.1, "p": 0.05, "agreement": 0.8}
+    few = quality | {"silhouette": None, "chance": None, "p": None}
+    write_json(out / "clusters.json", {"mri": quality, "ct": quality | {"p": 0.4}, "fundus": few})
     write_json(out / "rates.json", rates)
     scores = [{"question_id": f["question_id"], "kind": f["kind"], "modality": f["modality"], "patient": f["image_id"],
                "capabilities": f["capabilities"], "right": [True, *[False] * 4], "wrong": 4, "unparsed": 0, "failed": 0,
@@ -178,6 +181,13 @@ def improved(folder: Path, t: int, prototypes: list[dict], pool: list[dict], rng
     write_table(folder / "explore" / "retrieved.parquet", hits, HIT)
     write_table(folder / "explore" / "selection.parquet", selection, SELECTION)
     write_table(folder / "explore" / "questions.parquet", questions, QUESTION)
+    paid = sorted({row["capability"] for row in selection} - {""})
+    shares = [{"name": name, "error_rate": 0.5, "weight": 1 / len(paid), "quota": 3, "look_alikes": 9,
+               "drawn": sum(row["capability"] == name for row in selection)} for name in paid]  # fmt: skip
+    write_table(folder / "explore" / "shares.parquet", shares, SHARE)
+    refused = [{"id": f"{row['image_id']}-what", "step": "question", "reason": "two options are the same", "keeper": ""}
+               for row in selection[:2]]  # fmt: skip
+    write_table(folder / "explore" / "dropped.parquet", refused, DROP)
     write_table(folder / "annotate" / "annotations.parquet", annotations, ANNOTATION)
     write_table(folder / "review" / "verdicts.parquet", verdicts, VERDICT)
     write_table(folder / "evolve" / "train" / "samples.parquet", samples, SAMPLE)
@@ -201,8 +211,9 @@ def pick(row: dict) -> dict:
 
 def question(row: dict, kind: str, rng: np.random.Generator) -> dict:
     text, options = ask.how(row["modality"], True, rng)
+    options, answer = ([], text) if kind == "description" else (options, "A")
     return {"question_id": f"{row['image_id']}-{kind}", "image_id": row["image_id"], "uri": row["uri"], "kind": kind,
-            "scope": "general", "modality": row["modality"], "text": text, "options": options, "answer": "",
+            "scope": "general", "modality": row["modality"], "text": text, "options": options, "answer": answer,
             "capabilities": []}  # fmt: skip
 
 

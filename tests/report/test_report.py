@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from fake_run import build
 
+from medq_ray.artifacts import read_table
 from medq_ray.report import iteration_table, write_report
 from medq_ray.report.charts import axis, spread
+from medq_ray.schema import KINDS
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
 
@@ -80,6 +82,17 @@ def test_every_prototype_is_shown_with_what_it_fetched(run):
         picks = pq.read_table(run / f"iter-0{t}/explore/selection.parquet").to_pylist()
         first = max((p for p in picks if p["similarity"] is not None), key=lambda p: p["similarity"])
         assert first["image_id"] in text and f"<b>{first['similarity']:.2f}</b>" in text
+
+
+def test_clusters_budget_and_questions_are_shown(run):
+    text = page(run)
+    assert "MRI: yes" in text and "CT: <b>no</b>" in text and "fundus: too few to tell" in text
+    shares = read_table(run / "iter-00/explore/shares.parquet").to_pylist()
+    assert f"{sum(share['drawn'] for share in shares)} images for" in text
+    questions = read_table(run / "iter-00/explore/questions.parquet").to_pylist()
+    assert "two options are the same" in text and text.count('class="stack letters"') == len(KINDS) - 1
+    assert {q["kind"] for q in questions} == set(KINDS)
+    assert "free text" in text and "selected for" in text
 
 
 def test_what_is_simulated_is_marked(run):

@@ -19,6 +19,13 @@ def test_gold_of_every_kind():
     for degradation, right in ((None, "A"), ("ring", "A"), ("metal", "B")):
         text, options = questions.yes_no("ct", degradation)
         assert gold({"kind": "yes_no", "text": text, "options": options}, ROW) == right
+    text, options = questions.comparison("ct", np.random.default_rng(1))
+    for severity, better in (("none", "the second"), ("mild", "both alike"), ("severe", "the first")):
+        letter = gold({"kind": "comparison", "text": text, "options": options}, ROW, ROW | {"severity": severity})
+        assert options[questions.LETTERS.index(letter)] == better
+    for text in ("Is ring visible in this CT image?", "Is this image of diagnostic quality?"):
+        with pytest.raises(ValueError, match="not in the words"):
+            gold({"kind": "yes_no", "text": text, "options": ["Yes", "No"]}, ROW)
     described = gold({"kind": "description", "text": questions.description("ct"), "options": []}, ROW)
     assert questions.read_description(described)["severity"] == "mild"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from medq_ray import __version__, config, recipes, schema
-
-RUN_DIR = click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Where the run lives.")
-SET = click.option("--set", "assignments", multiple=True, metavar="SECTION.FIELD=VALUE", help="Change one setting.")
+from medq_ray.cli.exploring import calibrate, explore
+from medq_ray.cli.options import RUN_DIR, SET
+from medq_ray.cli.serving import serve
 
 
 class UserError(click.ClickException):
@@ -300,6 +300,10 @@ def evaluate(
     click.echo(json.dumps(metrics, indent=1) if as_json else metrics_table(name, split, metrics[split]))
 
 
+main.add_command(explore)
+main.add_command(calibrate)
+
+
 @main.group()
 def bench() -> None:
     """Run a model on a published benchmark."""
@@ -362,23 +366,7 @@ def medqbench(
     click.echo((out / ("result.json" if as_json else "table.txt")).read_text())
 
 
-@main.group()
-def serve() -> None:
-    """Serve a model over HTTP."""
-
-
-@serve.command("vlm")
-@click.option("--checkpoint", default="embedded", show_default=True, help="A Hugging Face folder, or 'embedded'.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
-@SET
-def serve_vlm(checkpoint: str, port: int, assignments: tuple) -> None:
-    """Serve a checkpoint with images over the OpenAI protocol until Ctrl-C.
-
-    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint --set engine.max_model_len=4096
-    """
-    from medq_ray.model.deploy import resolve_checkpoint, serve_forever
-
-    serve_forever(resolve_checkpoint(checkpoint), port, config.override(config.Config(), list(assignments)).engine)
+main.add_command(serve)
 
 
 @main.command()
@@ -398,7 +386,3 @@ def report(run_dir: Path, as_json: bool) -> None:
     path = write_report(run_dir)
     click.echo(json.dumps(summary, indent=1) if as_json else iteration_table(summary))
     click.echo(f"report: {path}", err=as_json)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,8 @@ from medq_ray.schema import DEGRADATIONS, EVERYDAY, GRADES, MODALITIES, SEVERITI
 LETTERS = "ABCDEF"
 NOTHING = "none of these"
 """Last resort of a 'what' question: right for a clean image and where the true degradation is not offered."""
+COMPARED = ("the first", "the second", "both alike")
+"""Options of a comparison."""
 
 MODALITY_NAMES = {
     "mri": "MRI",
@@ -58,6 +60,12 @@ def how(modality: str, general: bool, rng: np.random.Generator) -> tuple[str, li
     return text, [levels[i] for i in rng.permutation(len(levels))]
 
 
+def comparison(modality: str, rng: np.random.Generator) -> tuple[str, list[str]]:
+    """(text, options) about two images; order drawn from `rng`."""
+    text = f"Which of these two {MODALITY_NAMES[modality]} images is of better quality?"
+    return text, [COMPARED[i] for i in rng.permutation(len(COMPARED))]
+
+
 def description(modality: str) -> str:
     return f"Describe the quality of this {MODALITY_NAMES[modality]} image."
 
@@ -71,10 +79,15 @@ def offered_with(modality: str, include: str, rng: np.random.Generator, count: i
     return [include, *(others[i] for i in rng.choice(len(others), count - 1, replace=False))]
 
 
-def gold_letter(kind: str, text: str, options: Sequence[str], degradation: str, severity: str) -> str:
-    """The right letter of a perception question for an image whose truth is known."""
+def gold_letter(
+    kind: str, text: str, options: Sequence[str], degradation: str, severity: str, second: str | None = None
+) -> str:
+    """The right letter of a question for an image whose truth is known; second: severity of a comparison's image B, the
+    milder of the two being the better."""
     if kind == "yes_no":
-        asked = re.search(r"show (.+)\?$", text)
+        asked = re.fullmatch(r"Does this .+ image show (.+)\?", text)
+        if asked is None and re.fullmatch(r"Is the quality of this .+ image impaired\?", text) is None:
+            raise ValueError(f"{text!r} is not in the words of `yes_no`: what Yes would mean is unknown")
         impaired = severity != "none"
         right = "Yes" if impaired and (asked is None or asked[1] == DEGRADATION_NAMES[degradation]) else "No"
     elif kind == "what":
@@ -83,6 +96,9 @@ def gold_letter(kind: str, text: str, options: Sequence[str], degradation: str, 
     elif kind == "how":
         level = SEVERITIES.index(severity)
         right = SEVERITIES[level] if SEVERITIES[level] in options else GRADES[level]
+    elif kind == "comparison" and second is not None:
+        worse = SEVERITIES.index(severity) - SEVERITIES.index(second)
+        right = COMPARED[0 if worse < 0 else 1 if worse > 0 else 2]
     else:
         raise ValueError(f"{kind!r} questions have no letter")
     return LETTERS[list(options).index(right)]
@@ -137,3 +153,8 @@ def capabilities(kind: str, modality: str, degradation: str, severity: str) -> l
             f"cell:{modality}/{degradation}",
         ]
     )
+
+
+def cell_of(capabilities: Sequence[str]) -> str:
+    """The first cell among capability names, '' where there is none."""
+    return next((name for name in capabilities if name.startswith("cell:")), "")

@@ -1,0 +1,5 @@
+"""python -m medq_ray.cli"""
+
+from medq_ray.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""Commands that serve a model."""
+
+import click
+
+from medq_ray import config
+from medq_ray.cli.options import SET
+
+
+@click.group()
+def serve() -> None:
+    """Serve a model over HTTP."""
+
+
+@serve.command("vlm")
+@click.option("--checkpoint", default="embedded", show_default=True, help="A Hugging Face folder, or 'embedded'.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
+@SET
+def serve_vlm(checkpoint: str, port: int, assignments: tuple) -> None:
+    """Serve a checkpoint with images over the OpenAI protocol until Ctrl-C.
+
+    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint --set engine.max_model_len=4096
+    """
+    from medq_ray.model.deploy import resolve_checkpoint, serve_forever
+
+    serve_forever(resolve_checkpoint(checkpoint), port, config.override(config.Config(), list(assignments)).engine)

@@ -1,0 +1,91 @@
+"""Why this image? What brought a selected image in, read back from the records of a run."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medq_ray.artifacts import Run, Step
+
+SHOWN = 3
+"""Failures of a prototype that are shown."""
+
+
+def why(run_dir: Path, image_id: str) -> str:
+    """The reasons, in lines for people. Raises ValueError when no finished iteration has retrieved or selected it."""
+    run, t = Run(run_dir), 0
+    lines: list[str] = []
+    while (explored := run.finished(f"iter-{t:02d}/explore")) is not None:
+        lines += iteration(t, explored, run.finished(f"iter-{t:02d}/evaluate"), image_id)
+        t += 1
+    if t == 0:
+        raise ValueError(f"{run_dir}: no iteration has finished exploring there")
+    if not lines:
+        raise ValueError(f"image {image_id!r} was neither retrieved nor selected in the {t} iterations of {run_dir}")
+    return "\n".join(lines)
+
+
+def iteration(t: int, explored: Step, evaluated: Step, image_id: str) -> list[str]:
+    """Lines on what one iteration did with an image, none where it did nothing."""
+    picked = of_image(explored.table("selection"), image_id)
+    hits = sorted(of_image(explored.table("retrieved"), image_id), key=lambda hit: -hit["similarity"])
+    tau = explored.manifest["identity"]["settings"]["explore"]["tau_sim"]
+    if not picked and not hits:
+        return []
+    retrieved = ", ".join(f"prototype {hit['prototype_id']} ({hit['similarity']:.3f})" for hit in hits)
+    if not picked:
+        return [f"iteration {t}: retrieved by {retrieved}, all above tau_sim = {tau}, and not selected"]
+    (pick,) = picked
+    lines = [f"iteration {t}: {image_id}, {pick['modality']}, selected by strategy {pick['strategy']}"]
+    if pick["prototype_id"] is None:
+        score = "" if pick["score"] is None else f", with a score of {pick['score']:.3f}"
+        lines.append(f"  no prototype chose it{score}")
+    else:
+        lines += share(explored, pick) + prototype(evaluated, pick, tau)
+    if len(hits) > (pick["prototype_id"] is not None):
+        lines.append(f"  retrieved by {retrieved}")
+    return lines + questions(explored, image_id)
+
+
+def of_image(table: pa.Table, image_id: str) -> list[dict]:
+    return table.filter(pc.equal(table["image_id"], image_id)).to_pylist()
+
+
+def share(explored: Step, pick: dict) -> list[str]:
+    """The share of the budget that paid for it."""
+    names = (pick["capability"], f"prototype {pick['prototype_id']}")
+    (own,) = [row for row in explored.table("shares").to_pylist() if row["name"] in names]
+    rate = "" if own["error_rate"] is None else f"error rate {100 * own['error_rate']:.0f} %, "
+    return [
+        f"  paid for by {own['name']}: {rate}weight {100 * own['weight']:.1f} % of the budget, which is "
+        f"{own['quota']} images; {own['drawn']} drawn from {own['look_alikes']} look-alikes"
+    ]
+
+
+def prototype(evaluated: Step, pick: dict, tau: float) -> list[str]:
+    """The prototype that it resembles, and failures that this stands for."""
+    table = evaluated.table("prototypes")
+    (own,) = table.filter(pc.equal(table["prototype_id"], pick["prototype_id"])).to_pylist()
+    shares = sorted(dict(own["capabilities"]).items(), key=lambda item: (-item[1], item[0]))
+    mixture = ", ".join(f"{name} {100 * part:.0f} %" for name, part in shares if part >= 0.2)
+    failures = {row["question_id"]: row for row in evaluated.table("failures").to_pylist()}
+    lines = [
+        f"  looks like prototype {own['prototype_id']}: similarity {pick['similarity']:.3f} (tau_sim = {tau}), score "
+        f"{pick['score']:.3f}",
+        f"  which is {own['size']} failures: {mixture}",
+        f"  nearest to its middle: {own['medoid']} {own['medoid_uri']}",
+    ]
+    for row in [failures[name] for name in own["members"]][:SHOWN]:
+        lines.append(
+            f"    {row['question_id']}: {row['text']} expected {row['expected']!r}, given {row['given']!r} "
+            f"(wrong in {100 * row['error_rate']:.0f} % of runs)"
+        )
+    return lines
+
+
+def questions(explored: Step, image_id: str) -> list[str]:
+    """What was asked about it."""
+    rows = of_image(explored.table("questions"), image_id)
+    asked = [f"  asked ({row['kind']}): {row['text']} {' / '.join(row['options'])}".rstrip() for row in rows]
+    dropped = [row for row in explored.table("dropped").to_pylist() if row["id"].partition("-")[0] == image_id]
+    return asked + [f"  not asked ({row['id'].partition('-')[2]}): {row['reason']}" for row in dropped]
