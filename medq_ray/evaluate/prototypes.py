@@ -62,13 +62,11 @@ class Features:
     """float64 (n, d), scaled and times its weight."""
 
     @classmethod
-    def of(cls, failures: pa.Table, embeddings: np.ndarray, texts: Texts, weight: float) -> "Features":
-        """failures: schema.FAILURE; embeddings: (n, d), their images'; weight: of the text, beside 1 for the image."""
-        _, first, image = np.unique(failures["image_id"].to_pylist(), return_index=True, return_inverse=True)
-        columns = (failures[name].to_pylist() for name in ("text", "expected", "given"))
-        said = [f"{asked} expected {expected} given {given}" for asked, expected, given in zip(*columns, strict=True)]
-        text = weight * scaled(texts(said)) if weight else np.zeros((len(said), 0))
-        return cls(image, scaled(embeddings.astype(np.float64))[first], text)
+    def of(cls, image_ids: list[str], embeddings: np.ndarray, said: np.ndarray, weight: float) -> "Features":
+        """embeddings: (n, d), of the failures' images; said: (n, e), of what was asked and answered; weight: of the
+        latter, beside 1 for the image."""
+        _, first, image = np.unique(image_ids, return_index=True, return_inverse=True)
+        return cls(image, scaled(embeddings.astype(np.float64))[first], weight * scaled(said))
 
     def joined(self) -> np.ndarray:
         """float64 (n, d)"""
@@ -136,6 +134,12 @@ def unit_mean(vectors: np.ndarray) -> np.ndarray:
     return (mean / length if length > 1e-9 else vectors[0]).astype(np.float32)
 
 
+def said(failures: pa.Table) -> list[str]:
+    """What was asked, expected and given, in one line each."""
+    columns = (failures[name].to_pylist() for name in ("text", "expected", "given"))
+    return [f"{asked} expected {expected} given {given}" for asked, expected, given in zip(*columns, strict=True)]
+
+
 def grouped(
     failures: pa.Table, embeddings: np.ndarray, texts: Texts, weight: float, most: int
 ) -> tuple[list[np.ndarray], np.ndarray, dict[str, dict]]:
@@ -144,12 +148,14 @@ def grouped(
     embeddings: of the failures' images. The modalities that fail share `most` evenly.
     """
     modality = np.array(failures["modality"].to_pylist())
-    silhouettes = np.empty(len(modality))
+    silhouettes, spoken = np.empty(len(modality)), np.zeros((len(modality), 0))
+    if weight:
+        spoken = texts(said(failures))
     groups, report = [], {}
     for name in np.unique(modality):
         rows = np.flatnonzero(modality == name)
         own, share = failures.take(rows), max(2, most // len(np.unique(modality)))
-        features = Features.of(own, embeddings[rows], texts, weight)
+        features = Features.of(own["image_id"].to_pylist(), embeddings[rows], spoken[rows], weight)
         found = cluster(features.joined(), share)
         silhouettes[rows] = found.silhouettes
         groups += [rows[found.labels == label] for label in range(found.count)]

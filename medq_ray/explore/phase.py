@@ -46,12 +46,13 @@ def explore(
     """Phase 2 up to annotation (Sec. 2.3).
 
     prototypes: schema.PROTOTYPE, rates: eq. 1, asked: schema.QUESTION on dev that were answered, and failures:
-    schema.FAILURE, of this iteration's evaluation; images: schema.POOL_IMAGE of all
-    splits, of which those of split 'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the
-    pool; ask_self, ask_oracle: the model under training and the oracle; taken: image ids selected in earlier
-    iterations. Writes retrieved, selection, shares, questions and dropped (.parquet), images that were nowhere yet as
-    a file of their own (images/*.png), and returns counts. Raises ValueError when the pool has no images, or the oracle
-    writes no question.
+    schema.FAILURE, of this iteration's evaluation; images: schema.POOL_IMAGE of all splits, of which those of split
+    'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the pool; ask_self, ask_oracle: the
+    model under training and the oracle; taken: image ids selected in earlier iterations.
+
+    Writes retrieved, selection, shares, questions and dropped (.parquet), images that were nowhere yet as a file of
+    their own (images/*.png), and returns counts. Raises ValueError when the pool has no images, or the oracle writes no
+    question.
     """
     settings = config.explore
     pool = images.filter(pc.and_(pc.equal(images["split"], "pool"), pc.is_in(images["image_id"], allowed)))
@@ -67,7 +68,7 @@ def explore(
         evidence=Evidence.of(asked, failures),
         rng=np.random.default_rng(np.random.SeedSequence([config.seed, iteration])),
         embedded=embedded,
-        fetch=lambda names: fetch(names, folder / "images"),
+        fetch=remembered(lambda names: fetch(names, folder / "images")),
         ask_self=ask_self,
         taken=sorted(taken),
     )
@@ -91,6 +92,19 @@ def explore(
         "questions": questions.num_rows,
         "dropped": dropped.num_rows,
     }
+
+
+def remembered(fetch: Callable[[list[str]], dict[str, str]]) -> Callable[[list[str]], dict[str, str]]:
+    """`fetch`, which is asked for every image once: a strategy may have looked at what is selected."""
+    paths: dict[str, str] = {}
+
+    def known(names: list[str]) -> dict[str, str]:
+        new = [name for name in names if name not in paths]
+        if new:
+            paths.update(fetch(new))
+        return {name: paths[name] for name in names}
+
+    return known
 
 
 def put(
@@ -124,6 +138,5 @@ def at_hand(selection: pa.Table, fetch: Callable[[list[str]], dict[str, str]]) -
     """The selection with a picture file for every image: those that lie inside volumes, archives and tables are
     written as PNG, so that nobody after this has to know about sources."""
     rows = selection.to_pylist()
-    absent = [row["image_id"] for row in rows if not row["uri"]]
-    paths = fetch(absent) if absent else {}
+    paths = fetch([row["image_id"] for row in rows if not row["uri"]])
     return pa.Table.from_pylist([row | {"uri": row["uri"] or paths[row["image_id"]]} for row in rows], schema=SELECTION)

@@ -113,8 +113,7 @@ def uncertainty(chosen: Chosen, budget: int, means: Means) -> tuple[int, list[di
     highest trajectory entropy (eq. 3) of a greedy description. Raises ValueError when the model gives no logprobs."""
     rows = at_random(chosen, means.config.explore.candidates * budget, means.rng)
     images = chosen.images.select(["image_id", "uri", "modality"]).take(pa.array(rows)).to_pylist()
-    absent = [image["image_id"] for image in images if not image["uri"]]
-    paths = means.fetch(absent) if absent else {}
+    paths = means.fetch([image["image_id"] for image in images if not image["uri"]])
     asked = [
         prompt_of({"question_id": image["image_id"], "uri": image["uri"] or paths[image["image_id"]],
                    "text": description(image["modality"]), "options": []})

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from medq_ray import questions as ask
-from medq_ray.questions.commission import Commission, read_reply
 from medq_ray.explore.questions import by_prototype, generator, hypothesis, row_of, scope_of, subjects
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
 from medq_ray.model.prompts import uris_of
+from medq_ray.questions.commission import Commission, read_reply
 from medq_ray.schema import DROP, PROMPT, QUESTION
 
 MAX_TOKENS = 512

@@ -105,6 +105,13 @@ def test_a_common_direction_of_all_images_changes_no_cluster(scale):
         assert len({cells[name.split("-")[0]] for name in row["members"]}) == 1
 
 
+def test_a_text_tower_is_loaded_once_however_many_modalities_fail():
+    failures, images, _ = planted(40)
+    calls = []
+    prototypes(failures, images, texts=lambda texts: calls.append(len(texts)) or tfidf(texts), weight=0.25, most=12)
+    assert calls == [80]
+
+
 @pytest.mark.parametrize(("count", "clusters"), [(0, 0), (1, 1), (2, 2)])
 def test_few_failures_are_handled_and_said(count, clusters, capsys):
     failures, images, _ = planted(4, kinds=("what",))

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_pool import CELLS, RATES, make_pool, make_prototypes, phase, rates, settings, unsure
+from small_pool import CELLS, RATES, fetch, make_pool, make_prototypes, phase, rates, settings, unsure
 
 from medq_ray.explore.sampling import Evidence, Hits, Ranked, quotas, weights
 from medq_ray.explore.strategies import STRATEGIES
@@ -196,6 +196,20 @@ def test_uncertainty_takes_the_least_sure_of_what_it_looked_at(selected):
     surest = sorted((int(name[-2:], 16) for name in pool["image_id"].to_pylist()), reverse=True)[:15]
     assert sorted((int(name[-2:], 16) for name in aimed["image_id"].to_pylist()), reverse=True) == surest
     assert sorted(aimed["score"].to_pylist(), reverse=True) == [value / 256 for value in surest]
+
+
+def test_a_picture_is_written_once_though_a_strategy_looked_at_it(tmp_path):
+    written = []
+
+    def counted(names, folder):
+        written.extend(names)
+        return fetch(names, folder)
+
+    pool = make_pool(200)[0]
+    nowhere = pa.array([""] * pool.num_rows)  # as in a pool, whose images lie in volumes and archives
+    pool = pool.set_column(pool.schema.get_field_index("uri"), "uri", nowhere)
+    phase(tmp_path, settings("explore.strategy=uncertainty"), pool, fetch=counted)
+    assert len(written) > 24 and len(set(written)) == len(written)
 
 
 def test_uncertainty_without_logprobs_is_refused(tmp_path):
