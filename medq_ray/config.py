@@ -97,7 +97,27 @@ class Evaluate(Section):
     """Go on where it cannot be told whether the model sees images; metrics.json then says so. Our choice."""
 
 
-class Judge(Section):
+class Paid(Section):
+    """A model of somebody else's, who takes money for tokens."""
+
+    input_price: float = Field(0.0, ge=0)
+    """Of a million prompt tokens, in any money; gpt-4o's was 2.50 dollars when it came out."""
+    output_price: float = Field(0.0, ge=0)
+    """Of a million tokens written; gpt-4o's was 10 dollars."""
+    max_cost: float | None = Field(None, ge=0)
+    """Most that a run may spend on it, in the same money; no request is sent that could cost more than is left. None:
+    no limit."""
+    requests_per_minute: float = Field(0.0, ge=0)
+    """Its rate limit; 0: none."""
+    tokens_per_minute: float = Field(0.0, ge=0)
+    """Its rate limit, of prompts and longest answers together; 0: none."""
+
+    def tariff(self) -> dict[str, float | None]:
+        """What an answer costs and how fast it may be asked, as account.Tariff takes it."""
+        return {name: getattr(self, name) for name in Paid.model_fields}
+
+
+class Judge(Paid):
     base_url: str | None = None
     """OpenAI-compatible endpoint of the judge of descriptions; its key comes from JUDGE_API_KEY. None: no judge, and a
     description is right when its fields agree with the reference's, which only the embedded world's can."""
@@ -147,7 +167,7 @@ class Explore(Section):
     patient, that looks most like it."""
 
 
-class Oracle(Section):
+class Oracle(Paid):
     base_url: str | None = None
     """OpenAI-compatible endpoint of the oracle; None starts the simulated one, which knows the synthetic truth."""
     model: str = "simulated-oracle"
@@ -238,8 +258,8 @@ HARDWARE_FIELDS = {
     "engine": {"base_url", "device", "max_num_seqs", "kv_cache_bytes", "start_timeout", "port", "concurrency",
                "retries", "timeout"},
     "encoder": {"batch_size"},
-    "judge": {"base_url", "templates"},
-    "oracle": {"base_url", "failure_rate"},
+    "judge": {"base_url", "templates", *Paid.model_fields},
+    "oracle": {"base_url", "failure_rate", *Paid.model_fields},
     "evolve": {"workers"},
 }  # fmt: skip
 

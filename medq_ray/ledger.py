@@ -1,8 +1,9 @@
 """What a run cost: one JSON line for each expense of a step.
 
-Wall time of every step, tokens that the model and the oracle wrote. Simulated expenses are marked and never added to
-real ones. A step that was killed books all its answers when it is done again, those from the cache too; the last
-entry of a step's expense is therefore the one that counts.
+Wall time of every step; requests, tokens, waiting time and money of every model that it asked, as `model.account` wrote
+them down one by one. Simulated expenses are marked and never added to real ones. A step that was killed books all its
+requests when it is done again, those before the kill too; the last entry of a step's expense is therefore the one that
+counts.
 """
 
 import json
@@ -17,7 +18,7 @@ class Ledger:
     path: Path
 
     def add(self, *, step: str, what: str, amount: float, unit: str, simulated: bool = False) -> None:
-        """Append one expense; `unit` is seconds or tokens."""
+        """Append one expense; `unit` is seconds, tokens, requests or money."""
         line = {"at": round(time.time(), 3), "step": step, "what": what, "amount": amount, "unit": unit,
                 "simulated": simulated}  # fmt: skip
         self.path.parent.mkdir(parents=True, exist_ok=True)

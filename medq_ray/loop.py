@@ -9,7 +9,6 @@ servers start when a step first needs them: a run whose steps are all done start
 import fcntl
 import itertools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,10 +119,9 @@ class Loop:
         encoder = encoder_folder(config.encoder.name)
         embedder = text_embedder(config.encoder.name, config.encoder.batch_size)
         self.texts = embedder if config.evaluate.text_features == "encoder" else tfidf
-        self.spent: Counter = Counter()
-        """Tokens of the step that is being done: (what, simulated) -> amount."""
+        self.models: Models | None = None  # until there is a world
         self.world = self.open_world()
-        self.models = Models(config, run.root, self.world, self.spent)
+        self.models = Models(config, run.root, self.world)
         own = run.root / "cache" / "pool"
         self.pooled = self.step(
             "pool",
@@ -145,10 +143,11 @@ class Loop:
             say(f"  {name}")
 
         def booked(folder: Path) -> dict | None:
-            self.spent.clear()
+            if self.models is None:
+                return work(folder)
+            self.models.step = name
             counts = work(folder)
-            for (what, simulated), amount in self.spent.items():
-                self.ledger.add(step=name, what=what, amount=amount, unit="tokens", simulated=simulated)
+            self.models.book(self.ledger)
             return counts
 
         used = {section: self.settings[section] for section in sections} | {"seed": self.config.seed}

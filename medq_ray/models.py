@@ -3,16 +3,16 @@
 Each is an OpenAI-compatible endpoint; what is ours to serve starts when it is first asked.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from medq_ray.artifacts import digest_folder, digest_of
 from medq_ray.config import Config
+from medq_ray.ledger import Ledger
+from medq_ray.model.account import FOLDER, SUMS, Tariff, usage
 from medq_ray.model.ask import Answer, ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
@@ -47,9 +47,10 @@ class Servers(ExitStack):
 class Models:
     """What answers the questions of one run; answers are kept in its cache folder."""
 
-    def __init__(self, config: Config, root: Path, world: World, spent: Counter):
-        """spent: (what, simulated) -> tokens; every answer is added."""
-        self.config, self.root, self.world, self.spent = config, root, world, spent
+    def __init__(self, config: Config, root: Path, world: World):
+        self.config, self.root, self.world = config, root, world
+        self.step = ""
+        """The step that is being done, for which requests are written down."""
         self.tag = digest_of(str(root))[:8]
         """Keeps our Serve apps and another run's on the same Ray apart."""
         self.base = digest_folder(resolve_checkpoint(config.engine.checkpoint))
@@ -65,7 +66,7 @@ class Models:
             identity = self.base if t == 0 else digest_folder(folder)  # of an 8B model: 16 GB to read
             return self.endpoint(url, name, identity, ENGINE_KEY)
 
-        return self.asker(f"model-{t:02d}", lambda: servers.once("model", start), simulated=False)
+        return self.asker(f"model-{t:02d}", lambda: servers.once("model", start))
 
     def oracle(self, servers: Servers) -> Answer:
         """The oracle in the settings, or the simulated one."""
@@ -76,26 +77,35 @@ class Models:
                 serve_oracle(self.world.path, oracle, self.config.seed, app=f"oracle-{self.tag}")
             )
             identity = "" if oracle.base_url else f"{self.world.digest}-{oracle.edit_rate}-{oracle.reject_rate}"
-            return self.endpoint(url, oracle.model, identity, ORACLE_KEY)
+            return self.endpoint(url, oracle.model, identity, ORACLE_KEY, oracle.tariff())
 
-        return self.asker("oracle", lambda: servers.once("oracle", start), oracle.model == SIMULATED_ORACLE)
+        return self.asker("oracle", lambda: servers.once("oracle", start))
 
     def judge(self) -> Answer | None:
         """The judge in the settings, None where there is none."""
         judge = self.config.judge
         if judge.base_url is None:
             return None
-        return self.asker("judge", lambda: self.endpoint(judge.base_url, judge.model, "", JUDGE_KEY), simulated=False)
+        return self.asker(
+            "judge", lambda: self.endpoint(judge.base_url, judge.model, "", JUDGE_KEY, judge.tariff())
+        )
 
-    def endpoint(self, url: str, model: str, identity: str, key_from: str) -> Endpoint:
-        return Endpoint(url, model, identity, key_from=key_from, **self.config.engine.limits())
+    def endpoint(self, url: str, model: str, identity: str, key_from: str, tariff: dict | None = None) -> Endpoint:
+        limits = self.config.engine.limits()
+        return Endpoint(url, model, identity, key_from=key_from, tariff=Tariff(**tariff or {}), **limits)
 
-    def asker(self, name: str, endpoint: Callable[[], Endpoint], simulated: bool) -> Answer:
-        """A phase's way to ask one model, its answers in the cache folder `name`."""
+    def asker(self, name: str, endpoint: Callable[[], Endpoint]) -> Answer:
+        """A phase's way to ask one model, its answers and their costs in the cache folder `name`."""
+        return lambda prompts, sampling, label: ask(
+            prompts, endpoint(), sampling, self.root / "cache" / name, label, f"{self.step}: {label}"
+        )
 
-        def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
-            completions = ask(prompts, endpoint(), sampling, self.root / "cache" / name, label)
-            self.spent[f"{name.partition('-')[0]} output", simulated] += pc.sum(completions["tokens"]).as_py() or 0
-            return completions
-
-        return answer
+    def book(self, ledger: Ledger) -> None:
+        """Write into the ledger what the step's answers cost, of the time before a kill too."""
+        for folder in sorted(path.parent for path in (self.root / "cache").glob(f"*/{FOLDER}")):
+            name = folder.name.partition("-")[0]
+            simulated = name == "oracle" and self.config.oracle.model == SIMULATED_ORACLE
+            for what, amount in usage(folder, f"{self.step}: ").items():
+                if amount:
+                    ledger.add(step=self.step, what=f"{name} {what.replace('_', ' ')}", amount=amount, unit=SUMS[what],
+                               simulated=simulated)  # fmt: skip

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray import console
+from medq_ray.model.account import note_cached
 from medq_ray.model.asker import HOPELESS, Asker
 from medq_ray.model.cache import Cache, request_key
 from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
@@ -34,18 +35,21 @@ Answer = Callable[[pa.Table, Sampling, str], pa.Table]
 REQUEST = pa.schema([("key", pa.string()), PROMPT.field("uris"), PROMPT.field("prompt")])
 
 
-def ask(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str) -> pa.Table:
+def ask(
+    prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str, purpose: str = ""
+) -> pa.Table:
     """Ask each row of `prompts` (schema.PROMPT) `sampling.n` times.
 
     Returns COMPLETION rows sorted by (question_id, run). An unreadable image, a refused request and a question that
     nothing came of give rows with an error; two questions with the same images and prompt are one request. Needs a
     running Ray when more than FEW requests are left, and no running event loop otherwise. Raises EndpointError (one
-    line) when the endpoint cannot be used, or answers none of many questions; answers given until then are in the
-    folder `cache`, which is this endpoint's alone.
+    line) when the endpoint cannot be used, has no budget left, or answers none of many questions; answers given until
+    then are in the folder `cache`, which is this endpoint's alone, and so is what they cost (`model.account`), for
+    `purpose`, or `label` where there is none.
     """
     prompts = in_order(prompts.select(PROMPT.names))
     keys = request_keys(prompts, endpoint, sampling)
-    errors = get_answers(prompts, keys, endpoint, sampling, cache, label)
+    errors = get_answers(prompts, keys, endpoint, sampling, cache, label, purpose or label)
     given = Cache(cache)
     if errors and len(errors) == (asked := len(pc.unique(keys))) and (asked >= HOPELESS or len(given) == 0):
         # a wrong parameter or server, and no fact about the model; a few questions may well be refused each
@@ -61,16 +65,18 @@ def in_order(prompts: pa.Table) -> pa.Table:
 
 
 def get_answers(
-    prompts: pa.Table, keys: pa.ChunkedArray, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str
+    prompts: pa.Table, keys: pa.ChunkedArray, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str,
+    purpose: str,
 ) -> dict[str, str]:
-    """Fill the cache with what is missing; request key -> why nothing came of it. Raises EndpointError."""
+    """Fill the cache with what is missing; request key -> why nothing came of it. Raises EndpointError."""  # fmt: skip
     fresh = once_each(keys, Cache(cache))
     pending = prompts.drop_columns("question_id").add_column(0, "key", keys).filter(fresh).cast(REQUEST)
     errors: dict[str, str] = {}
     with console.progress(prompts.num_rows, label, unit="question") as bar:
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
         bar.update(bar.initial)
-        for answered in send(pending, endpoint, sampling, cache, bar.update) if pending.num_rows else ():
+        note_cached(cache, purpose, bar.initial)
+        for answered in send(pending, endpoint, sampling, cache, purpose, bar.update) if pending.num_rows else ():
             failed = answered.filter(pc.not_equal(answered["error"], ""))
             errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
     return errors
@@ -130,7 +136,7 @@ def file_digest(path: str) -> str:
 
 
 def send(
-    pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, tell: Callable[[int], object]
+    pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, purpose: str, tell: Callable[[int], object]
 ) -> Iterator[pa.Table]:
     """ANSWERED rows of all requests, block by block as they come in: a few from this process, more from Ray Data.
 
@@ -138,9 +144,9 @@ def send(
     """
     few = pending.num_rows <= FEW
     if few:
-        blocks = iter([asyncio.run(Asker(endpoint, endpoint.key(), sampling, str(cache)).once(pending, tell))])
+        blocks = iter([asyncio.run(Asker(endpoint, endpoint.key(), sampling, str(cache), purpose).once(pending, tell))])
     else:
-        blocks = by_ray(pending, endpoint, sampling, cache)
+        blocks = by_ray(pending, endpoint, sampling, cache, purpose)
     for block in blocks:
         fatal = block.filter(block["fatal"])
         if fatal.num_rows:
@@ -150,7 +156,7 @@ def send(
         yield block
 
 
-def by_ray(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path) -> Iterator[pa.Table]:
+def by_ray(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, purpose: str) -> Iterator[pa.Table]:
     """ANSWERED rows of all requests from an actor of Ray Data.
 
     One actor is enough: it waits for the model most of the time, and its event loop keeps `endpoint.concurrency`
@@ -169,7 +175,7 @@ def by_ray(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Pat
     context.enable_progress_bars = False
     answered = ray.data.from_arrow(blocks).map_batches(
         Asker,
-        fn_constructor_args=(endpoint, endpoint.key(), sampling, str(cache)),
+        fn_constructor_args=(endpoint, endpoint.key(), sampling, str(cache), purpose),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from medq_ray.images import data_url, read_image
+from medq_ray.model.account import Account
 from medq_ray.model.cache import Cache
 from medq_ray.model.chat import Choice, Client, Down, Endpoint, EndpointError, Sampling, Unanswered
 from medq_ray.model.prompts import messages
@@ -37,6 +38,7 @@ POLL = 0.05
 class Suspect:
     """A request that was in flight when the engine went down, and who waits for it."""
 
+    key: str
     content: list[dict]
     outcome: asyncio.Future
 
@@ -44,8 +46,10 @@ class Suspect:
 class Asker:
     """Turns batches of requests (key, uris, prompt) into ANSWERED batches; answers go to the cache."""
 
-    def __init__(self, endpoint: Endpoint, key: str, sampling: Sampling, cache: str):
-        self.client, self.sampling = Client(endpoint, key), sampling
+    def __init__(self, endpoint: Endpoint, key: str, sampling: Sampling, cache: str, purpose: str):
+        """purpose: of the requests, as the account of the folder `cache` keeps them."""
+        account = Account(Path(cache), endpoint.tariff, purpose)
+        self.client, self.sampling = Client(endpoint, key, account), sampling
         self.cache = Cache(Path(cache))  # read again: if this actor replaces one that died, its answers are there
         self.slots = asyncio.Semaphore(endpoint.concurrency)
         self.gate = asyncio.Event()
@@ -84,7 +88,7 @@ class Asker:
                 urls = await asyncio.to_thread(lambda: [data_url(read_image(uri)) for uri in uris])
             except ValueError as error:
                 return f"unreadable image: {error}"
-            choices = await self.ask(messages(urls, prompt))
+            choices = await self.ask(key, messages(urls, prompt))
         answered = any(not choice.error for choice in choices)  # of five, one may be refused for what it says
         error = "" if answered else choices[0].error
         if answered or error == CULPRIT:
@@ -92,17 +96,17 @@ class Asker:
             self.answered += answered
         return error
 
-    async def ask(self, content: list[dict]) -> list[Choice]:
+    async def ask(self, key: str, content: list[dict]) -> list[Choice]:
         """The choices of one request. Raises EndpointError."""
         await self.greet()
         await self.gate.wait()
         self.flying += 1
         try:
-            return await self.client.complete(content, self.sampling)
+            return await self.client.complete(content, self.sampling, key)
         except Unanswered as error:
             return self.unanswered(error)
         except Down:
-            suspect = Suspect(content, asyncio.get_running_loop().create_future())
+            suspect = Suspect(key, content, asyncio.get_running_loop().create_future())
             self.suspects.append(suspect)
         finally:
             self.flying -= 1
@@ -162,7 +166,7 @@ class Asker:
     async def tried(self, suspect: Suspect) -> bool:
         """Whether a suspect got its outcome; False when the engine went down meanwhile."""
         try:
-            choices = await self.client.complete(suspect.content, self.sampling)
+            choices = await self.client.complete(suspect.content, self.sampling, suspect.key)
         except Unanswered as error:
             choices = self.unanswered(error)
         except Down:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from medq_ray.model.account import Account, OverBudget, Tariff
 from medq_ray.serving import one_line
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Endpoint:
     """Seconds that an endpoint that went down is given to come back."""
     key_from: str = "OPENAI_API_KEY"
     """Environment variable of the key; the oracle's and the model's differ, so that neither sees the other's."""
+    tariff: Tariff = Tariff()
+    """Its prices, our budget and how fast it may be asked."""
 
     def key(self) -> str:
         """The key, 'none' on loopback where there is none. Raises EndpointError elsewhere."""
@@ -89,6 +92,9 @@ class Sampling:
     max_tokens: int = 48
     seed: int = 0
     logprobs: bool = True
+    form: str = ""
+    """A JSON schema that answers must have, where the endpoint can see to that ("structured outputs"); elsewhere they
+    are only as the prompt asks."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,14 @@ def read_reply(body: str) -> list[Choice]:
     return choices
 
 
+def written(choices: list[Choice], body: str) -> int:
+    """Tokens of all choices of a reply, 0 where the endpoint does not say."""
+    known = [choice.tokens for choice in choices]
+    if None not in known:
+        return sum(known)
+    return whole((json.loads(body).get("usage") or {}).get("completion_tokens")) or 0
+
+
 def whole(number: object) -> int | None:
     """A count, None for anything else."""
     return number if type(number) is int and 0 <= number < 1 << 31 else None
@@ -165,13 +179,16 @@ def read_choice(choice: dict, facts: dict) -> Choice:
 class Client:
     """Asks one endpoint. Belongs to one event loop; at most `endpoint.concurrency` connections are open."""
 
-    def __init__(self, endpoint: Endpoint, key: str | None = None):
-        """`key` defaults to the endpoint's in this process's environment, which a Ray worker's may not be."""
+    def __init__(self, endpoint: Endpoint, key: str | None = None, account: Account | None = None):
+        """`key` defaults to the endpoint's in this process's environment, which a Ray worker's may not be; account:
+        admits every request and writes it down."""
         import httpx
         import openai
 
         limits = httpx.Limits(max_connections=endpoint.concurrency + 1, max_keepalive_connections=endpoint.concurrency)
-        self.endpoint = endpoint
+        self.endpoint, self.account = endpoint, account
+        self.forms = True
+        """Whether the endpoint takes JSON schemas, as far as known."""
         self.answered = False
         """Whether the endpoint has ever answered: one that has may be restarting, one that has not is not there."""
         self.probing, self.probed, self.was_alive = asyncio.Lock(), -math.inf, False
@@ -186,20 +203,23 @@ class Client:
     async def close(self) -> None:
         await self.openai.close()
 
-    async def complete(self, messages: list[dict], sampling: Sampling) -> list[Choice]:
+    async def complete(self, messages: list[dict], sampling: Sampling, key: str = "") -> list[Choice]:
         """`sampling.n` completions of one prompt; a refused request gives choices with an error.
 
         Some endpoints give one choice whatever `n` is: the missing ones are asked for with other seeds. Raises
-        EndpointError when the key, address or model is wrong, when it limits our rate beyond all attempts and when it
-        has never answered anything; Down; Unanswered.
+        EndpointError when the key, address or model is wrong, when it limits our rate beyond all attempts, when it has
+        never answered anything and when the budget does not allow another request; Down; Unanswered.
+
+        key: of the request, which is sent along: whoever heeds it (Idempotency-Key) takes money for each once.
         """
         choices: list[Choice] = []
         while (missing := sampling.n - len(choices)) > 0:
-            more = await self._answer(messages, replace(sampling, n=missing, seed=sampling.seed + len(choices)))
+            rest = replace(sampling, n=missing, seed=sampling.seed + len(choices))
+            more = await self._answer(messages, rest, f"{key}-{len(choices)}" if key else "")
             choices += more * missing if more[0].error.startswith("HTTP") else more
         return choices[: sampling.n]
 
-    async def _answer(self, messages: list[dict], sampling: Sampling) -> list[Choice]:
+    async def _answer(self, messages: list[dict], sampling: Sampling, key: str) -> list[Choice]:
         """One to `sampling.n` choices, after as many attempts as it takes and the endpoint allows."""
         import openai
 
@@ -207,16 +227,21 @@ class Client:
             wait = min(BACKOFF * 2 ** (attempt - 1), BACKOFF_LIMIT) * random.uniform(0.5, 1)
             limited = hung = False
             try:
-                choices = await self._request(messages, sampling)
+                choices = await self._request(messages, sampling, key)
                 self.answered = True
                 return choices
             except openai.APIStatusError as error:
                 status, reason = error.status_code, f"HTTP {error.status_code}"
+                if status == 400 and self.forms and sampling.form and "response_format" in error.message:
+                    self.forms, wait = False, 0.0  # it has none: strict reading is left
+                    continue
                 if status in FATAL_STATUS:
                     raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
                 if status < 500 and status not in RETRIED_STATUS:
                     return [Choice("", error=f"{reason}: {one_line(error.message)}")]
                 wait, limited = max(wait, _retry_after(error)), status == 429
+                if limited and self.account is not None:
+                    self.account.requests.hold(_retry_after(error))  # for the others too
             except openai.APITimeoutError:
                 reason, hung = f"no answer within {self.endpoint.timeout:g} s", True
             except openai.APIConnectionError as error:
@@ -274,7 +299,34 @@ class Client:
                 )
             await asyncio.sleep(PROBE_PAUSE)
 
-    async def _request(self, messages: list[dict], sampling: Sampling, timeout: float | None = None) -> list[Choice]:
+    async def _request(
+        self, messages: list[dict], sampling: Sampling, key: str = "", timeout: float | None = None
+    ) -> list[Choice]:
+        """One request, admitted and written down by the account."""
+        import openai
+
+        if self.account is None:
+            return (await self._send(messages, sampling, key, timeout))[0]
+        try:
+            number = await self.account.admit(messages, sampling.n * sampling.max_tokens)
+        except OverBudget as error:
+            raise self._unusable(str(error), "raise its max_cost, then run the same command again") from error
+        began, used, outcome = time.monotonic(), None, "lost"  # an answer may have been made, and paid for
+        try:
+            choices, tokens = await self._send(messages, sampling, key, timeout)
+            used, outcome = (choices[0].prompt_tokens or 0, tokens), "answered"
+            return choices
+        except openai.APIStatusError as error:
+            used, outcome = (0, 0), f"HTTP {error.status_code}"
+            raise
+        finally:
+            await self.account.close(number, used, time.monotonic() - began, outcome)
+
+    async def _send(
+        self, messages: list[dict], sampling: Sampling, key: str, timeout: float | None
+    ) -> tuple[list[Choice], int]:
+        """(choices, tokens written)"""
+        form = json.loads(sampling.form) if sampling.form and self.forms else None
         raw = await self.openai.chat.completions.with_raw_response.create(
             model=self.endpoint.model,
             messages=messages,
@@ -284,8 +336,11 @@ class Client:
             seed=sampling.seed,
             logprobs=sampling.logprobs,
             timeout=timeout or self.endpoint.timeout,
+            extra_headers={"Idempotency-Key": key} if key else None,
+            **({"response_format": {"type": "json_schema", "json_schema": form}} if form else {}),
         )
-        return read_reply(raw.text)
+        choices = read_reply(raw.text)
+        return choices, written(choices, raw.text)
 
     def _unusable(self, reason: str, advice: str) -> EndpointError:
         return EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): {reason}; {advice}")

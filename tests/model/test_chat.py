@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import running_stub
 
 from medq_ray.images import data_url
 from medq_ray.model import chat
@@ -83,9 +84,10 @@ def test_a_dead_endpoint_is_named():
         complete(Endpoint(f"http://127.0.0.1:{unused_port}/v1", "m", retries=1))
 
 
-def test_a_slow_endpoint_times_out(slow_stub):
-    with pytest.raises(Unanswered, match=r"no answer within 0\.05 s after 2 attempts"):
-        complete(Endpoint(slow_stub.url, "m", retries=1, timeout=0.05))
+def test_a_slow_endpoint_times_out():
+    with running_stub("--latency", "3") as slow:
+        with pytest.raises(Unanswered, match=r"no answer within 0\.3 s after 2 attempts"):
+            complete(Endpoint(slow.url, "m", retries=1, timeout=0.3))
 
 
 @pytest.mark.parametrize(("status", "advice"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "model name")])
@@ -107,7 +109,7 @@ def test_what_was_given_before_a_refusal_is_kept(stub, monkeypatch):
     """An endpoint that gives one choice at a time and refuses from the second on."""
     choice = Choice("A")
 
-    async def answer(self, messages, sampling):
+    async def answer(self, messages, sampling, key):
         return [choice] if sampling.n == 3 else [Choice("", error="HTTP 400: enough")]
 
     monkeypatch.setattr(Client, "_answer", answer)

@@ -1,0 +1,190 @@
+"""What an endpoint's answers cost: every request is written down before it is sent and when it has ended.
+
+Floor 2. So a `kill -9` leaves no expense unknown: what was sent and never ended may have been answered, and counts with
+the most that it can have cost. Prices, rates and the budget are settings; the file lies beside the answers it paid for.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = "requests"
+"""Of the requests, in the folder of an endpoint's answers."""
+IMAGE_TOKENS = 1_445
+"""Most tokens that GPT-4o books for one image (85, and 170 for each of 8 tiles); what an endpoint has booked for one
+request counts instead once it is more."""
+MILLION = 1_000_000
+
+
+class OverBudget(RuntimeError):
+    """Another request could cost more than the budget has left."""
+
+
+@dataclass(frozen=True)
+class Tariff:
+    """What an endpoint takes for its tokens, and how much of it may be asked."""
+
+    input_price: float = 0.0
+    """Of a million prompt tokens."""
+    output_price: float = 0.0
+    """Of a million tokens written."""
+    max_cost: float | None = None
+    """Most that all requests together may cost, in the prices' money; None: no limit."""
+    requests_per_minute: float = 0.0
+    """0: no limit."""
+    tokens_per_minute: float = 0.0
+    """Prompt and longest answer together, as OpenAI counts them; 0: no limit."""
+
+    def cost(self, prompt_tokens: int, tokens: int) -> float:
+        return (prompt_tokens * self.input_price + tokens * self.output_price) / MILLION
+
+
+class Pace:
+    """Evenly spaced turns: at most `per_minute` units in any minute."""
+
+    def __init__(self, per_minute: float):
+        self.seconds = 60 / per_minute if per_minute else 0.0
+        self.free = 0.0
+
+    async def turn(self, units: float) -> None:
+        now = time.monotonic()
+        start = max(now, self.free)
+        self.free = start + units * self.seconds
+        await asyncio.sleep(start - now)
+
+    def hold(self, seconds: float) -> None:
+        """Nobody's turn for so long."""
+        self.free = max(self.free, time.monotonic() + seconds)
+
+
+class Account:
+    """The requests of one endpoint: admits them at their pace while there is money, and keeps the file. Belongs to one
+    event loop."""
+
+    def __init__(self, folder: Path, tariff: Tariff, purpose: str):
+        """folder: of the endpoint's answers; purpose: what the requests are for, 'STEP: words'."""
+        self.tariff, self.purpose, self.folder = tariff, purpose, folder / FOLDER
+        self.spent = sum(line["money"] for line in requests(folder))
+        self.reserved: dict[str, float] = {}
+        self.most = 0
+        """Prompt tokens of the longest request so far."""
+        self.changed = asyncio.Condition()
+        self.requests, self.tokens = Pace(tariff.requests_per_minute), Pace(tariff.tokens_per_minute)
+        self.file = None
+
+    async def admit(self, messages: list[dict], most_tokens: int) -> str:
+        """Wait for a request's turn, write down that it is sent and return its number. Raises OverBudget when it could
+        cost more than is left; while others are under way, which mostly cost less than they could, it waits for them.
+
+        most_tokens: of all its answers together.
+        """
+        prompt = max(self.most, most_prompt_tokens(messages))
+        worst, limit, number = self.tariff.cost(prompt, most_tokens), self.tariff.max_cost, uuid.uuid4().hex
+        async with self.changed:
+            if limit is not None:
+                await self.changed.wait_for(
+                    lambda: not self.reserved or self.spent + sum(self.reserved.values()) + worst <= limit
+                )
+                if self.spent + worst > limit:
+                    raise OverBudget(f"{self.spent:.4f} of {limit:g} is spent and another request may cost {worst:.4f}")
+            self.reserved[number] = worst
+        await self.requests.turn(1)
+        await self.tokens.turn(prompt + most_tokens)
+        self._write({"id": number, "purpose": self.purpose, "at": round(time.time(), 3), "most": worst})
+        return number
+
+    async def close(self, number: str, used: tuple[int, int] | None, seconds: float, outcome: str) -> None:
+        """Write down how a request ended; used: tokens of prompt and answers, None where it may have been answered and
+        nobody knows; outcome: 'answered' or why it was not."""
+        prompt_tokens, tokens = used or (0, 0)
+        money = self.reserved[number] if used is None else self.tariff.cost(prompt_tokens, tokens)
+        self._write({"id": number, "prompt_tokens": prompt_tokens, "tokens": tokens, "seconds": round(seconds, 3),
+                     "money": money, "outcome": outcome})  # fmt: skip
+        self.most = max(self.most, prompt_tokens)
+        async with self.changed:
+            self.spent += money
+            del self.reserved[number]
+            self.changed.notify_all()
+
+    def _write(self, line: dict) -> None:
+        """Handed to the operating system before anything else happens."""
+        if self.file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "a")
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+
+def note_cached(folder: Path, purpose: str, count: int) -> None:
+    """Write down that so many answers were there already, and cost nothing."""
+    if count:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        with open(folder / FOLDER / "cached.jsonl", "a") as file:
+            file.write(json.dumps({"purpose": purpose, "at": round(time.time(), 3), "cached": count}) + "\n")
+
+
+def most_prompt_tokens(messages: list[dict]) -> int:
+    """No tokenizer makes more tokens of a text than it has bytes; images count as IMAGE_TOKENS."""
+    parts = [part for message in messages for part in in_parts(message["content"])]
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    return IMAGE_TOKENS * (len(parts) - len(texts)) + sum(len(text.encode("utf-8", "replace")) for text in texts)
+
+
+def in_parts(content: str | list[dict]) -> list[dict]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def lines_of(path: Path) -> Iterator[dict]:
+    """The lines of one file. Raises ValueError naming it when one is damaged; a last one that a kill tore off is
+    none."""
+    with open(path) as file:
+        for count, text in enumerate(file, 1):
+            if text.endswith("\n"):
+                try:
+                    yield json.loads(text)
+                except ValueError as error:
+                    hint = "delete the file, and its requests are forgotten"
+                    raise ValueError(f"{path}:{count}: damaged; {hint}") from error
+
+
+def requests(folder: Path) -> Iterator[dict]:
+    """One row for each request that was sent: {purpose, at, prompt_tokens, tokens, seconds, money, outcome}. Of one
+    that never ended the outcome is 'unknown', and the money the most that it may have cost. Raises as `lines_of`."""
+    for path in sorted((folder / FOLDER).glob("*.jsonl")):
+        sent: dict[str, dict] = {}
+        for line in lines_of(path):
+            if "outcome" in line:
+                opened = sent.pop(line.pop("id"))
+                yield {"purpose": opened["purpose"], "at": opened["at"]} | line
+            elif "id" in line:
+                sent[line.pop("id")] = line
+        for line in sent.values():
+            yield {"purpose": line["purpose"], "at": line["at"], "prompt_tokens": 0, "tokens": 0, "seconds": 0.0,
+                   "money": line["most"], "outcome": "unknown"}  # fmt: skip
+
+
+SUMS = {"requests": "requests", "cached": "requests", "failed": "requests", "unknown": "requests",
+        "prompt_tokens": "tokens", "tokens": "tokens", "seconds": "seconds", "money": "money"}  # fmt: skip
+"""What `usage` adds up, and the units."""
+
+
+def usage(folder: Path, purpose: str) -> dict[str, float]:
+    """SUMS over the requests whose purpose starts so. cached: answers that were there; failed: requests that ended
+    without one; unknown: that were under way when somebody killed us; seconds: of waiting for answers, which overlap.
+    """
+    sums = dict.fromkeys(SUMS, 0.0)
+    for line in requests(folder):
+        if line["purpose"].startswith(purpose):
+            sums["requests"] += 1
+            sums["failed"] += line["outcome"] not in ("answered", "unknown")
+            sums["unknown"] += line["outcome"] == "unknown"
+            for name in ("prompt_tokens", "tokens", "seconds", "money"):
+                sums[name] += line[name]
+    kept = folder / FOLDER / "cached.jsonl"
+    for line in lines_of(kept) if kept.exists() else ():
+        sums["cached"] += line["cached"] if line["purpose"].startswith(purpose) else 0
+    return sums
