@@ -184,9 +184,22 @@ class Oracle(Paid):
 
 class Annotate(Section):
     tau_entropy: float = Field(0.35, ge=0)
-    """tau_H in nats a token: at or above, the model counts as uncertain (Sec. 2.3). Value is our choice."""
-    tau_agreement: float = Field(0.5, ge=0, le=1)
-    """tau_ann: below, self and oracle disagree (Sec. 2.3). Value is our choice."""
+    """tau_H in nats a token: at or above, the model counts as uncertain (Sec. 2.3). Value is our choice; lowered in an
+    iteration that would send more than `expert_share` to experts. `medq annotate --calibrate` proposes one."""
+    tau_agreement: float = Field(0.7, ge=0, le=1)
+    """tau_ann: below, self and oracle disagree (Sec. 2.3). Value is our choice: two descriptions that differ in the
+    severity alone (0.6) disagree; with 0.5 six times as many wrong labels of the model's were taken."""
+    dead_band: float = Field(0.01, ge=0)
+    """Nats a token around tau_H within which a sample takes the safer route. Our choice: the embedded model's entropies
+    moved by less in 95 % of the samples that were annotated twice."""
+    rescored: float = Field(0.05, ge=0, le=1)
+    """Share of the samples that the model annotates twice, to see how many would take another route. Our choice."""
+    expert_share: float = Field(0.18, ge=0, le=1)
+    """Most of the annotations after the cold start that may go to experts, audits among them (Table 3: 18 %). What has
+    no label otherwise goes to them all the same."""
+    audit_share: float = Field(0.02, ge=0, le=1)
+    """Share of the annotations that no expert would see of which one sees to it all the same, so that the error of
+    unreviewed labels is measured. Our choice."""
 
 
 class Review(Section):

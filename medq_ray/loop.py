@@ -19,7 +19,7 @@ import yaml
 
 from medq_ray import config as settings
 from medq_ray.annotate import annotate
-from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, write_json
+from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, read_json, write_json
 from medq_ray.config import Config
 from medq_ray.console import progress, quiet, say
 from medq_ray.evaluate import evaluate
@@ -253,26 +253,28 @@ class Loop:
                 iteration=t,
                 questions=explored.table("questions"),
                 ask_oracle=self.models.oracle(servers),
-                ask_self=self.models.checkpoint(t, checkpoint, servers) if t > 0 else None,
+                ask_self=self.models.checkpoint(t, checkpoint, servers),
             ),
             sections=("annotate", "oracle"),
             inputs={"explore": explored.fingerprint},
         )
 
     def review(self, t: int) -> Step:
-        annotated = self.done(t, "annotate")
-        return self.step(
-            f"iter-{t:02d}/review",
-            lambda folder: review(
+        annotated, name = self.done(t, "annotate"), f"iter-{t:02d}/review"
+
+        def work(folder: Path) -> dict:
+            counts = review(
                 folder,
                 config=self.config,
                 annotations=annotated.table("annotations"),
                 questions=self.done(t, "explore").table("questions"),
                 truth=load_truth(self.world.path),
-            ),
-            sections=("review",),
-            inputs={"annotate": annotated.fingerprint},
-        )
+            )
+            seconds = 60 * read_json(folder / "stats.json")["minutes"]
+            self.ledger.add(step=name, what="reviewer", amount=seconds, unit="seconds", simulated=True)
+            return counts
+
+        return self.step(name, work, sections=("review",), inputs={"annotate": annotated.fingerprint})
 
     def evolve(self, t: int, checkpoint: Path) -> Step:
         reviewed = self.done(t, "review")

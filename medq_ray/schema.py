@@ -276,9 +276,14 @@ ANNOTATION = pa.schema(
         ("oracle_simulated", pa.bool_()),
         ("self_text", pa.string()),  # '' at cold start
         ("self_model", pa.string()),
-        ("entropy", pa.float64()),
-        ("agreement", pa.float64()),  # delta^ann in [0, 1]; null at cold start
+        ("entropy", pa.float64()),  # of the self annotation
+        ("entropy_again", pa.float64()),  # of the share that is annotated twice, else null
+        ("agreement", pa.float64()),  # delta^ann in [0, 1]
+        ("tau_entropy", pa.float64()),  # the thresholds that routed it; null at cold start
+        ("tau_agreement", pa.float64()),
+        ("dead_band", pa.float64()),
         ("route", pa.string()),  # cold_start | oracle | expert | self | dropped
+        ("audit", pa.bool_()),  # an expert looks although the route asks for none
         ("reason", pa.string()),
         ("label", pa.string()),  # the annotation put forward: to training or, on an expert route, to the expert
         ("labelled_by", pa.string()),  # oracle | self

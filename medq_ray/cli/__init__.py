@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from medq_ray import __version__, config, recipes, schema
+from medq_ray.cli.annotating import annotate
 from medq_ray.cli.exploring import calibrate, explore
 from medq_ray.cli.options import RUN_DIR, SET
 from medq_ray.cli.serving import serve
@@ -302,6 +303,7 @@ def evaluate(
 
 main.add_command(explore)
 main.add_command(calibrate)
+main.add_command(annotate)
 
 
 @main.group()

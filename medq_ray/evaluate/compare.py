@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from medq_ray.artifacts import read_json, read_table
-from medq_ray.evaluate.scoring import Z95
+from medq_ray.intervals import Z95
 from medq_ray.schema import PERCEPTION_KINDS
 from medq_ray.tables import rows_of
 

@@ -7,7 +7,8 @@ from statistics import mean, stdev
 
 import pyarrow as pa
 
-from medq_ray.evaluate.scoring import answered, letter_in, wilson
+from medq_ray.evaluate.scoring import answered, letter_in
+from medq_ray.intervals import wilson
 from medq_ray.questions import LETTERS
 from medq_ray.schema import FAILURE
 from medq_ray.tables import rows_of, table_of

@@ -8,12 +8,11 @@ from itertools import groupby
 
 import pyarrow as pa
 
+from medq_ray.intervals import wilson
 from medq_ray.questions import LETTERS, read_description
 from medq_ray.schema import PERCEPTION_KINDS, SCORE
 from medq_ray.tables import rows_of, table_of
 
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 AXES = ("kind", "modality", "severity", "scope", "cell")
 """Capability axes that accuracy is broken down by."""
 READ_FIELDS = ("modality", "degradation", "grade")
@@ -157,20 +156,6 @@ def scored(question: dict, outcomes: list[Outcome], gamma: float, patient: str |
 def share_right(row: dict) -> float:
     """Right runs of a row of schema.SCORE over all its runs: a run without an answer is not right (official)."""
     return row["right"].count(True) / len(row["right"])
-
-
-def wilson(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a rate over n questions; (0, 1) for none.
-
-    With several runs a question, `rate` is the mean of the questions' own means, whose variance is at most that of
-    one run: the interval then is conservative.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    centre = rate + Z95**2 / (2 * n)
-    spread = Z95 * math.sqrt(rate * (1 - rate) / n + Z95**2 / (4 * n**2))
-    scale = 1 + Z95**2 / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def rated(shares: Mapping[float, int]) -> dict:

@@ -1,4 +1,4 @@
-"""The two drawings of the report as inline SVG: progress over iterations, and base against last by group.
+"""The drawings of the report as inline SVG.
 
 SVG rather than bitmaps: crisp at any size, and its colours follow the reader's light or dark scheme through CSS
 classes (`style.html`). Coordinates are pixels of the view box.
@@ -156,3 +156,41 @@ def losses(curves: list[tuple[str, list[tuple[float, float]]]], *, width: int = 
         parts.append(f'<text class="end test" x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
     parts.append(f'<text class="tick" x="{width - right}" y="{height - 8}" text-anchor="end">{steps:g} steps</text>')
     return figure(width, height, "training loss over steps", parts)
+
+
+def frontier(
+    curves: list[tuple[str, list[tuple[float, float]], tuple[float, float] | None]], *, width: int = 620,
+    height: int = 300,
+) -> str:
+    """Label error over the share that experts see: [(name, [(share, error)], where the routing was)]; both axes start
+    at 0."""  # fmt: skip
+    left, right, top, bottom = 44, 70, 12, 44
+    found = [point for _, points, used in curves for point in [*points, *([used] if used else [])]]
+    most_x, most_y = (max(0.1, math.ceil(10 * max(point[i] for point in found) - 1e-9) / 10) for i in (0, 1))
+
+    def at(share: float, error: float) -> tuple[float, float]:
+        return left + (width - left - right) * share / most_x, top + (height - top - bottom) * (1 - error / most_y)
+
+    parts = []
+    for tick in ticks(0, most_y):
+        _, y = at(0, tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+    for tick in ticks(0, most_x):
+        x, y = at(tick, 0)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{100 * tick:.0f}</text>')
+    middle = left + (width - left - right) / 2
+    parts.append(f'<text class="tick" x="{middle:.1f}" y="{height - 6}" text-anchor="middle">experts see, %</text>')
+    labels = {}
+    for number, (name, points, used) in enumerate(curves):
+        shade = 0.45 + 0.55 * (number + 1) / len(curves)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+        parts.append(f'<polyline class="line test" style="opacity: {shade:.2f}" points="{path}"/>')
+        labels[name] = at(*points[-1])
+        if used:
+            x, y = at(*used)
+            title = f"{name}: experts saw {100 * used[0]:.1f} %, {100 * used[1]:.1f} % of the labels were wrong"
+            parts.append(f'<circle class="dot test" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{title}</title></circle>')
+    for name, (x, y) in spread(labels).items():
+        parts.append(f'<text class="end test" x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
+    return figure(width, height, "label error in percent over the share that experts see", parts)

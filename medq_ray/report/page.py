@@ -6,7 +6,7 @@
 import os
 from pathlib import Path
 
-from medq_ray.report import exploring, views
+from medq_ray.report import exploring, labels, views
 from medq_ray.report.gallery import gallery
 from medq_ray.report.reading import RunFiles, thumbnail
 
@@ -43,6 +43,10 @@ def write_report(run_dir: Path) -> Path:
         budget=exploring.budget(run),
         asked=exploring.asked(run),
         verdicts=views.verdicts(run),
+        errors=labels.errors(run),
+        audits=labels.audits(run),
+        curves=labels.curves(run),
+        value=labels.value(run),
         costs=views.costs(run),
         settings=views.settings(run),
         evaluate=section(run, "evaluate"),

@@ -275,13 +275,18 @@ def costs(run: RunFiles) -> dict:
         "heads": [row["t"] for row in rows],
         "rows": [
             (name.replace("_", " ").replace(", simulated", ""), "simulated" in name,
-             [f"{cost[name]:,.0f}" if name in cost else "" for cost in by_iteration], f"{total[name]:,.0f}")
+             [amount(cost[name]) if name in cost else "" for cost in by_iteration], amount(total[name]))
             for name in total
         ],
         "phases": phases,
         "seconds": [(row["t"], [(p, row["seconds"].get(p, 0), row["seconds"].get(p, 0) / longest) for p in phases],
                      sum(row["seconds"].values())) for row in rows],
     }  # fmt: skip
+
+
+def amount(number: float) -> str:
+    """Whole, but for little money."""
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:,.4g}"
 
 
 def settings(run: RunFiles) -> list[tuple[str, list[tuple[str, str, str]]]]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config
+from medq_ray.intervals import wilson
 from medq_ray.model.prompts import parse_letter
 from medq_ray.questions import read_description
 from medq_ray.schema import VERDICT
@@ -24,12 +25,12 @@ def review(folder: Path, *, config: Config, annotations: pa.Table, questions: pa
     """Give a verdict on every annotation (schema.ANNOTATION) of a reviewed route; others keep their label.
 
     Writes verdicts.parquet (schema.VERDICT, by question id) and stats.json: verdict counts, the rates of Table 3,
-    booked minutes. Returns counts.
+    booked minutes, `audit`. Returns counts.
     """
     asked = {row["question_id"]: row for row in questions.to_pylist()}
     rows = []
     for annotation in sorted(annotations.to_pylist(), key=lambda row: row["question_id"]):
-        if annotation["route"] not in REVIEWED_ROUTES:
+        if annotation["route"] not in REVIEWED_ROUTES and not annotation["audit"]:
             continue
         action, after = verdict(asked[annotation["question_id"]], annotation["label"], truth)
         rows.append(
@@ -46,7 +47,7 @@ def review(folder: Path, *, config: Config, annotations: pa.Table, questions: pa
         )
     write_table(folder / "verdicts.parquet", rows, VERDICT)
     kept = sum(route != "dropped" for route in annotations["route"].to_pylist())
-    summary = statistics(rows, kept)
+    summary = statistics(rows, kept) | {"audit": audit(annotations.to_pylist(), rows)}
     write_json(folder / "stats.json", summary)
     return {"reviewed": len(rows), **summary["verdicts"]}
 
@@ -66,6 +67,21 @@ def verdict(question: dict, label: str, truth: Truth) -> tuple[str, str]:
     else:
         correct = parse_letter(label, len(question["options"])) == right
     return ("accept", label) if correct else ("edit", right)
+
+
+def audit(annotations: list[dict], verdicts: list[dict]) -> dict:
+    """How good the labels are that no expert sees, from those of them that one saw to find out: route -> {unseen, seen,
+    wrong, error, ci95}, error: wrong over seen, null for none; what was edited or rejected was wrong."""
+    action = {row["question_id"]: row["action"] for row in verdicts}
+    found = {}
+    for route in ("oracle", "self"):
+        own = [row for row in annotations if row["route"] == route]
+        seen = [action[row["question_id"]] for row in own if row["question_id"] in action]
+        wrong = sum(verdict != "accept" for verdict in seen)
+        error = wrong / len(seen) if seen else None
+        found[route] = {"unseen": len(own) - len(seen), "seen": len(seen), "wrong": wrong, "error": error,
+                        "ci95": [round(end, 6) for end in wilson(error or 0.0, len(seen))]}  # fmt: skip
+    return found
 
 
 def is_readable(question: dict, label: str) -> bool:

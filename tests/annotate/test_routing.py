@@ -5,15 +5,15 @@ import math
 
 import pytest
 
-from medq_ray.annotate.routing import Opinion, route, route_cold_start
+from medq_ray.annotate.routing import Opinion, Thresholds, route, route_cold_start
 
 TAU_H, TAU_ANN = 0.35, 0.5
 A, B = Opinion("A", "A"), Opinion("B. no", "B")
 PROSE, FAILED = Opinion("I cannot judge this image.", None), Opinion("", None, "HTTP 500")
 
 
-def routed(entropy, delta, oracle, own):
-    return route(entropy, delta, oracle, own, tau_entropy=TAU_H, tau_agreement=TAU_ANN)
+def routed(entropy, delta, oracle, own, band=0.0):
+    return route(entropy, delta, oracle, own, Thresholds(TAU_H, TAU_ANN, band))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,24 @@ def test_truth_table(entropy, delta, oracle, own, expected):
     result = routed(entropy, delta, oracle, own)
     assert (result.route, result.label, result.labelled_by) == expected
     assert result.reason
+
+
+@pytest.mark.parametrize(
+    ("entropy", "delta", "own", "expected"),
+    [
+        (TAU_H + 0.06, 0.0, B, ("oracle", "A", "oracle")),
+        (TAU_H + 0.05, 0.0, B, ("oracle", "A", "oracle")),  # the upper end is uncertain
+        (math.nextafter(TAU_H + 0.05, 0), 0.0, B, ("expert", "A", "oracle")),  # it might be confident
+        (TAU_H - 0.05, 0.0, B, ("expert", "A", "oracle")),
+        (TAU_H - 0.05, TAU_ANN, B, ("oracle", "A", "oracle")),  # the lower end is undecidable: they agree
+        (math.nextafter(TAU_H - 0.05, 0), TAU_ANN, B, ("self", "B", "self")),
+        (TAU_H, 1.0, PROSE, ("expert", "A", "oracle")),
+        (TAU_H - 0.06, 1.0, A, ("self", "A", "self")),
+    ],
+)
+def test_within_the_dead_band_the_safer_route_is_taken(entropy, delta, own, expected):
+    result = routed(entropy, delta, A, own, band=0.05)
+    assert (result.route, result.label, result.labelled_by) == expected
 
 
 def test_total_exclusive_and_as_in_the_paper():

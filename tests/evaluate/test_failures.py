@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from medq_ray.evaluate.failures import failures, rates
-from medq_ray.evaluate.scoring import wilson
+from medq_ray.intervals import wilson
 from medq_ray.schema import COMPLETION, FAILURE, QUESTION, SCORE
 
 

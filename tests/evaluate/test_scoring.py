@@ -6,7 +6,8 @@ import re
 import pyarrow as pa
 import pytest
 
-from medq_ray.evaluate.scoring import accuracy, correctness, matched, score, wilson
+from medq_ray.evaluate.scoring import accuracy, correctness, matched, score
+from medq_ray.intervals import wilson
 from medq_ray.questions import capabilities, describe
 from medq_ray.schema import COMPLETION, QUESTION
 

@@ -18,6 +18,7 @@ from medq_ray import questions as ask
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config, Explore, Loop
 from medq_ray.ledger import Ledger
+from medq_ray.review.simulated import audit
 from medq_ray.schema import (
     ANNOTATION, DEGRADATIONS, DROP, EVERYDAY, FAILURE, HIT, KINDS, MODALITIES, PROTOTYPE, QUESTION, SAMPLE, SCORE,
     POOL_IMAGE, SELECTION, SHARE, TRUTH, VERDICT,
@@ -44,7 +45,7 @@ def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, siz
         ledger.add(step=f"iter-{t:02d}/evaluate", what="model output", amount=48213 - 900 * t, unit="tokens")
         if t < iterations:
             row |= improved(run / f"iter-{t:02d}", t, prototypes, by_split["pool"], rng)
-            ledger.add(step=f"iter-{t:02d}/annotate", what="oracle output", amount=9120, unit="tokens", simulated=True)
+            ledger.add(step=f"iter-{t:02d}/annotate", what="oracle money", amount=0.0912, unit="money", simulated=True)
             ledger.add(step=f"iter-{t:02d}/review", what="reviewer", amount=2700, unit="seconds", simulated=True)
         row["cost"] = ledger.total(f"iter-{t:02d}/")
         rows.append(row)
@@ -163,14 +164,20 @@ def improved(folder: Path, t: int, prototypes: list[dict], pool: list[dict], rng
         rng.choice(["oracle", "expert", "self", "dropped"], len(questions), p=[0.3, 0.2, 0.45, 0.05]).tolist()
     annotations = [{
         "question_id": q["question_id"], "image_id": q["image_id"], "oracle_text": "A",
-        "oracle_model": "simulated-oracle", "oracle_simulated": True, "self_text": "" if t == 0 else "B", "self_model": "" if t == 0 else f"iteration-{t}",
-        "entropy": None if t == 0 else 0.3, "agreement": None if t == 0 else 0.6, "route": route, "reason": "made up",
-        "label": "A", "labelled_by": "oracle",
+        "oracle_model": "simulated-oracle", "oracle_simulated": True, "self_text": "AB"[int(rng.random() < 0.4)],
+        "self_model": f"iteration-{t}", "entropy": float(rng.random()), "agreement": float(rng.random() < 0.6),
+        "tau_entropy": None if t == 0 else 0.3, "route": route, "reason": "made up",
+        "audit": route in ("oracle", "self") and rng.random() < 0.1, "label": "A", "labelled_by": "oracle",
     } for q, route in zip(questions, routes, strict=True)]  # fmt: skip
     verdicts = [{
         "question_id": a["question_id"], "image_id": a["image_id"],
         "action": str(rng.choice(VERDICTS, p=[0.63, 0.29, 0.08])), "before": "A", "after": "A", "reviewer": "simulated-expert", "simulated": True, "seconds": 30.0,
-    } for a in annotations if a["route"] in ("cold_start", "expert")]  # fmt: skip
+    } for a in annotations if a["route"] in ("cold_start", "expert") or a["audit"]]  # fmt: skip
+    later = {"tau_entropy": 0.3, "tau_agreement": 0.7, "dead_band": 0.01,
+             "noise": {"samples": 40, "flips": 1, "flips_without_band": 2, "moved_95": 0.004}}  # fmt: skip
+    write_json(folder / "annotate" / "routes.json", {"iteration": t, "expert_share": 1.0 if t == 0 else 0.2, "audits": 9}
+               | (later if t else {}))  # fmt: skip
+    write_json(folder / "review" / "stats.json", {"audit": audit(annotations, verdicts)})
     samples = [{
         "question_id": q["question_id"], "image_id": q["image_id"], "uri": q["uri"], "kind": q["kind"],
         "modality": q["modality"], "prompt": q["text"], "answer": "A", "route": "cold_start", "labelled_by": "oracle",

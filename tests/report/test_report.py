@@ -98,8 +98,15 @@ def test_clusters_budget_and_questions_are_shown(run):
 def test_what_is_simulated_is_marked(run):
     text = page(run)
     assert "Simulated in this run:" in text and "known only because the world is synthetic" in text
-    assert 'oracle output (tokens) <span class="tag">simulated</span>' in text
+    assert 'oracle money (money) <span class="tag">simulated</span>' in text
     assert 'model output (tokens)<' in text
+
+
+def test_labels_are_held_against_the_truth_audits_and_money(run):
+    text = page(run)
+    assert "How wrong the labels are" in text and "second over first" in text
+    assert "What nobody was asked to look at" in text and "experts see, %" in text
+    assert "points an expert&#39;s minute" in text and "0.0912" in text
 
 
 def test_truth_is_not_shown_where_there_is_none(run):
@@ -107,6 +114,7 @@ def test_truth_is_not_shown_where_there_is_none(run):
     (run / "summary.json").write_text(json.dumps(summary | {"world": str(run / "elsewhere")}))
     text = page(run)
     assert "known only because" not in text and "By modality and degradation" not in text
+    assert "How wrong the labels are" not in text and "What nobody was asked to look at" in text
     assert "By modality" in text
 
 
