@@ -36,4 +36,4 @@ class Ledger:
         for (step, what), amount in last.items():
             if step.startswith(step_prefix):
                 sums[what] += amount
-        return {what: round(amount, 3) for what, amount in sorted(sums.items())}
+        return {what: round(amount, 6) for what, amount in sorted(sums.items())}
