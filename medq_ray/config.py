@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class Section(BaseModel):
@@ -163,8 +163,15 @@ class Explore(Section):
     """Times that the oracle is asked for a question until it keeps the rules. Our choice."""
     kinds: tuple[Literal["yes_no", "what", "how", "description", "comparison"], ...] = (
         "yes_no", "what", "how", "description")  # fmt: skip
-    """Questions asked of each selected image; a comparison is with the selected image of the modality, of another
-    patient, that looks most like it."""
+    """Questions asked of each selected image, each kind once; a comparison is with a selected image of the modality, of
+    another patient, that looks like it."""
+
+    @field_validator("kinds")
+    @classmethod
+    def once_each(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError("expected one or more kinds, each once")
+        return kinds
 
 
 class Oracle(Paid):

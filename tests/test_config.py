@@ -46,6 +46,9 @@ def test_overrides_take_yaml_values():
     assert override(Config(), ["oracle.model=@cf/llava"]).oracle.model == "@cf/llava"  # YAML reserves the @
     changed = override(Config(), ["explore.kinds=[what, how]", "engine.base_url=null", "evolve.learning_rate=1e-3"])
     assert changed.explore.kinds == ("what", "how") and changed.engine.base_url is None
+    for kinds in ("[]", "[what, what]"):
+        with pytest.raises(ValueError, match="explore.kinds: .*one or more kinds, each once"):
+            override(Config(), [f"explore.kinds={kinds}"])
     assert changed.evolve.learning_rate == 1e-3
 
 

@@ -151,8 +151,9 @@ def table(points: list[dict], samples: Reviewed, chosen: dict) -> str:
              "experts see   label error   95 % interval    tau_H   tau_ann"]  # fmt: skip
     shown = [point for i, point in enumerate(points) if i == 0 or point["tau_entropy"] != points[i - 1]["tau_entropy"]]
     for point in shown:
-        low, high = (100 * end for end in point["ci95"])
+        values = (point["expert_share"], point["label_error"], *point["ci95"])
+        share, error, low, high = (100 * value for value in values)
         mark = "  <- proposed" if point == chosen else ""
-        lines.append(f"{100 * point['expert_share']:9.1f} %   {100 * point['label_error']:9.1f} %   "
-                     f"{low:5.1f} to {high:4.1f} %   {point['tau_entropy']:6.4f}   {point['tau_agreement']:7.1f}{mark}")  # fmt: skip
+        lines.append(f"{share:9.1f} %   {error:9.1f} %   {low:5.1f} to {high:4.1f} %   {point['tau_entropy']:6.4f}   "
+                     f"{point['tau_agreement']:7.1f}{mark}")  # fmt: skip
     return "\n".join(lines)

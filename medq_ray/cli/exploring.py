@@ -32,15 +32,18 @@ def calibrate(world_path: Path, name: str, as_json: bool) -> None:
 
     Example:  medq calibrate --world w --encoder hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224
     """
-    from medq_ray.explore.calibrate import GRID, passing, propose, similarities, table
+    from medq_ray.explore.calibrate import GRID, WIDE, passing, propose, similarities, spread, table
     from medq_ray.explore.embedding import dev_images
 
     images = dev_images(world_path, name)
     shares = passing(similarities(images.vectors, images.modality, images.cell))
-    tau = propose(shares)
+    tau, (low, high) = propose(shares), spread(images.vectors, images.modality, images.cell)
     if as_json:
-        found = {"encoder": name, "images": len(images.cell), "tau_sim": tau, "thresholds": GRID.tolist()}
+        found = {"encoder": name, "images": len(images.cell), "tau_sim": tau, "interval": [low, high],
+                 "thresholds": GRID.tolist()}  # fmt: skip
         click.echo(json.dumps(found | {kind: values.round(6).tolist() for kind, values in shares.items()}, indent=1))
         return
     click.echo(table(shares, tau))
     click.echo(f"\nproposed for {name}, of {len(images.cell)} dev images: --set explore.tau_sim={tau:.2f}")
+    click.echo(f"other dev images would propose {low:.2f} to {high:.2f} (95 %)"
+               + ("; more of them would tell better" if high - low > WIDE else ""))  # fmt: skip

@@ -74,7 +74,8 @@ class Features:
 
     def cloud(self, rng: np.random.Generator) -> "Features":
         """As many images and questions drawn from one normal cloud that reaches as far in every direction: no clusters,
-        but several failures about one image as here (the null hypothesis of SigClust, Liu et al. 2008)."""
+        but several failures about one image as here (the null hypothesis of SigClust, Liu et al. 2008). Our choice
+        instead of shuffled features: shuffling also destroys correlations, so that anything looks like clusters."""
         visual, text = (reach(rows) * rng.standard_normal(rows.shape) for rows in (self.visual, self.text))
         return Features(self.image, visual, text)
 

@@ -12,6 +12,10 @@ import numpy as np
 
 GRID = np.arange(100) / 100
 """Thresholds that are tried."""
+RESAMPLED = 200
+"""Draws of dev images that tell how sure a proposal is."""
+WIDE = 0.1
+"""A proposal that another dev set could move farther than this is of too few images."""
 
 
 def similarities(vectors: np.ndarray, modality: Sequence[str], cell: Sequence[str]) -> dict[str, np.ndarray]:
@@ -52,6 +56,19 @@ def propose(shares: dict[str, np.ndarray]) -> float:
     """The threshold of GRID with the largest share of the same less share of others, the highest of equals."""
     gain = shares["same"] - shares["other"]
     return float(GRID[np.flatnonzero(gain >= gain.max() - 1e-12)[-1]])
+
+
+def spread(vectors: np.ndarray, modality: Sequence[str], cell: Sequence[str]) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of the proposals of RESAMPLED draws of as many images, cell by cell: how far
+    another dev set of this size would move it."""
+    rng, cell = np.random.default_rng(0), np.array(cell)
+    groups = [np.flatnonzero(cell == name) for name in np.unique(cell)]
+    found = []
+    for _ in range(RESAMPLED):
+        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        found.append(propose(passing(similarities(vectors[rows], np.array(modality)[rows], cell[rows]))))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def table(shares: dict[str, np.ndarray], tau: float, width: int = 40) -> str:

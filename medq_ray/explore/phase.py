@@ -80,7 +80,7 @@ def explore(
         path.unlink()  # looked at by a strategy, and not selected
     write_table(folder / "selection.parquet", selection, SELECTION)
     write_table(folder / "shares.parquet", shares, SHARE)
-    pairs = partners(selection, embedded) if "comparison" in settings.kinds else {}
+    pairs = partners(selection, embedded, config.seed) if "comparison" in settings.kinds else {}
     questions, dropped = put(selection, prototypes, pairs, config, ask_oracle)
     write_table(folder / "questions.parquet", questions, QUESTION)
     write_table(folder / "dropped.parquet", dropped, DROP)

@@ -197,14 +197,16 @@ def spend(
 
     ranked, weight, capability (what to write as the image's): by name of the share. A share of b images is drawn from
     its ceil(breadth x b) best open look-alikes. Scarce shares draw first, so that plentiful ones do not take what they
-    have in common; what a share cannot use goes back and is split again by weight.
+    have in common, and of equally scarce ones that with the best look-alike; what a share cannot use goes back and is
+    split again by weight.
     """
     left, exhausted = budget, set()
     while left:
         available = {name: len(chosen.free(found.rows)) for name, found in ranked.items() if name not in exhausted}
         share = quotas({name: weight[name] for name, count in available.items() if count}, left)
         before = left, len(exhausted)
-        for name in sorted((name for name in share if share[name]), key=lambda name: (available[name], name)):
+        best = {name: float(found.score.max(initial=0)) for name, found in ranked.items()}
+        for name in sorted((name for name in share if share[name]), key=lambda name: (available[name], -best[name], name)):
             found, wanted = ranked[name], math.ceil(breadth * share[name])
             rows = chosen.open(found.rows, wanted)
             if len(rows) < share[name]:

@@ -1,5 +1,6 @@
 """Why this image? What brought a selected image in, read back from the records of a run."""
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 from medq_ray.artifacts import Run, Step
 
 SHOWN = 3
-"""Failures of a prototype that are shown."""
+"""Failures of a prototype that are shown, of different images if there are so many, those in the paying cell first."""
 
 
 def why(run_dir: Path, image_id: str) -> str:
@@ -19,10 +20,22 @@ def why(run_dir: Path, image_id: str) -> str:
         lines += iteration(t, explored, run.finished(f"iter-{t:02d}/evaluate"), image_id)
         t += 1
     if t == 0:
-        raise ValueError(f"{run_dir}: no iteration has finished exploring there")
+        hint = "give the folder of a run, and wait for its first selection"
+        raise ValueError(f"{run_dir}: no iteration has finished exploring there; {hint}")
     if not lines:
-        raise ValueError(f"image {image_id!r} was neither retrieved nor selected in the {t} iterations of {run_dir}")
+        raise ValueError(f"image {image_id!r} {whereabouts(run, image_id)} in the {t} iterations of {run_dir}")
     return "\n".join(lines)
+
+
+def whereabouts(run: Run, image_id: str) -> str:
+    """What else is known of an image that was not selected."""
+    pooled = run.finished("pool")
+    rows = of_image(pooled.table("images"), image_id) if pooled is not None and image_id else []
+    if not rows:
+        return "is none of this run's (see image_id in its selection.parquet, or the report's gallery), and was not seen"
+    if rows[0]["split"] != "pool":
+        return f"is of split {rows[0]['split']}, whose images are never selected, and was not"
+    return "is in the pool, and was neither retrieved nor selected"
 
 
 def iteration(t: int, explored: Step, evaluated: Step, image_id: str) -> list[str]:
@@ -56,9 +69,12 @@ def share(explored: Step, pick: dict) -> list[str]:
     names = (pick["capability"], f"prototype {pick['prototype_id']}")
     (own,) = [row for row in explored.table("shares").to_pylist() if row["name"] in names]
     rate = "" if own["error_rate"] is None else f"error rate {100 * own['error_rate']:.0f} %, "
+    aimed = sum(row["quota"] for row in explored.table("shares").to_pylist())
+    more = own["drawn"] - own["quota"]
+    gave = f", {more} more than that from shares without look-alikes" if more > 0 else ""
     return [
-        f"  paid for by {own['name']}: {rate}weight {100 * own['weight']:.1f} % of the budget, which is "
-        f"{own['quota']} images; {own['drawn']} drawn from {own['look_alikes']} look-alikes"
+        f"  paid for by {own['name']}: {rate}weight {100 * own['weight']:.1f} % of the {aimed} images that are not "
+        f"drawn at random, which is {own['quota']}; {own['drawn']} drawn from {own['look_alikes']} look-alikes{gave}"
     ]
 
 
@@ -70,22 +86,37 @@ def prototype(evaluated: Step, pick: dict, tau: float) -> list[str]:
     mixture = ", ".join(f"{name} {100 * part:.0f} %" for name, part in shares if part >= 0.2)
     failures = {row["question_id"]: row for row in evaluated.table("failures").to_pylist()}
     lines = [
-        f"  looks like prototype {own['prototype_id']}: similarity {pick['similarity']:.3f} (tau_sim = {tau}), score "
-        f"{pick['score']:.3f}",
+        f"  looks like prototype {own['prototype_id']}: similarity {pick['similarity']:.3f} (tau_sim = {tau}); score "
+        f"{pick['score']:.3f}, which is it times the cell's share of the prototype, times what the nearest dev images "
+        "say of the weakness",
         f"  which is {own['size']} failures: {mixture}",
         f"  nearest to its middle: {own['medoid']} {own['medoid_uri']}",
     ]
-    for row in [failures[name] for name in own["members"]][:SHOWN]:
+    shown = examples([failures[name] for name in own["members"]], pick["capability"])
+    for row in shown:
         lines.append(
             f"    {row['question_id']}: {row['text']} expected {row['expected']!r}, given {row['given']!r} "
             f"(wrong in {100 * row['error_rate']:.0f} % of runs)"
         )
-    return lines
+    return lines + ([f"    and {own['size'] - len(shown)} more"] if own["size"] > len(shown) else [])
+
+
+def examples(failures: list[dict], cell: str) -> list[dict]:
+    """SHOWN failures: of the cell first, one an image before any other."""
+    turns, seen = [], Counter()
+    for row in sorted(failures, key=lambda row: (cell not in row["capabilities"], row["question_id"])):
+        turns.append((cell not in row["capabilities"], seen[row["image_id"]], row))
+        seen[row["image_id"]] += 1
+    return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])[:SHOWN]]
 
 
 def questions(explored: Step, image_id: str) -> list[str]:
     """What was asked about it."""
     rows = of_image(explored.table("questions"), image_id)
-    asked = [f"  asked ({row['kind']}): {row['text']} {' / '.join(row['options'])}".rstrip() for row in rows]
+    asked = [
+        f"  asked ({row['kind']}): {row['text']} {' / '.join(row['options'])}".rstrip()
+        + (f" -> {row['answer']}" if row["answer"] else "")
+        for row in rows
+    ]
     dropped = [row for row in explored.table("dropped").to_pylist() if row["id"].partition("-")[0] == image_id]
     return asked + [f"  not asked ({row['id'].partition('-')[2]}): {row['reason']}" for row in dropped]

@@ -21,16 +21,19 @@ from medq_ray.schema import DROP, PROMPT, QUESTION
 
 MAX_TOKENS = 512
 """Of one reply."""
+GENERAL = {"yes_no": 0.25, "how": 0.5}
+"""Share of the questions of a kind that are on quality in general, about images with a weakness."""
 
 
 def commissions(
     selection: pa.Table, prototypes: pa.Table, *, kinds: Sequence[str], seed: int, partners: Mapping[str, dict]
-) -> dict[str, tuple[dict, Commission, str]]:
-    """question id -> (row of schema.SELECTION with image B, its commission, the severity it is aimed at).
+) -> dict[str, tuple[dict, Commission]]:
+    """question id -> (row of schema.SELECTION with image B, its commission).
 
     The aim is the degradation of the cell that paid for the image; where none did, it is drawn as for the seed rule. A
-    what or how question about a weakness in general asks for the degradation or the grade. Draws depend on the seed and
-    the image only. partners: of `explore.pairs`.
+    quarter of the yes/no questions, whose answer nobody can choose, and half of the how questions are on quality in
+    general; of the other yes/no questions half are wanted with each answer. Draws depend on the seed and the image
+    only. partners: of `explore.pairs`.
     """
     mixtures, found = by_prototype(prototypes), {}
     for image in selection.to_pylist():
@@ -39,15 +42,15 @@ def commissions(
         paid = image["capability"].partition("/")[2] or None
         aim, severity = hypothesis(mixture, image["modality"], rng, paid)
         for kind, subject in subjects(image, kinds, partners):
-            general = aim == "none" or (kind in ("yes_no", "how") and rng.random() < 0.5)
-            wanted = ("Yes", "No")[rng.integers(2)] if kind == "yes_no" else ""
-            commission = Commission(kind, image["modality"], "none" if general else aim, wanted)
-            found[f"{image['image_id']}-{kind}"] = subject | {"aim": aim}, commission, severity
+            general = aim == "none" or rng.random() < GENERAL.get(kind, 0.0)
+            wanted = "" if general or kind != "yes_no" else ("Yes", "No")[rng.integers(2)]
+            commission = Commission(kind, image["modality"], *(("none", "none") if general else (aim, severity)), wanted)
+            found[f"{image['image_id']}-{kind}"] = subject | {"aim": aim, "severity": severity}, commission
     return found
 
 
 def written(
-    orders: Mapping[str, tuple[dict, Commission, str]], ask_oracle: Answer, *, attempts: int, temperature: float,
+    orders: Mapping[str, tuple[dict, Commission]], ask_oracle: Answer, *, attempts: int, temperature: float,
     seed: int,
 ) -> tuple[pa.Table, pa.Table]:
     """(schema.QUESTION with the oracle's answers, schema.DROP of what it never wrote by the rules), by question id.
@@ -81,8 +84,9 @@ def written(
     return pa.Table.from_pylist(rows, schema=QUESTION), pa.Table.from_pylist(dropped, schema=DROP)
 
 
-def question_of(name: str, image: dict, commission: Commission, severity: str, reply: str, seed: int) -> dict:
-    """The row of schema.QUESTION that a reply makes. Raises ValueError saying why it makes none."""
+def question_of(name: str, image: dict, commission: Commission, reply: str, seed: int) -> dict:
+    """The row of schema.QUESTION that a reply makes; its severity is the one that was answered, where one was. Raises
+    ValueError saying why it makes none."""
     text, options, answer = read_reply(commission, reply)
     rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
     if commission.kind != "yes_no":  # there Yes is A, as everywhere
@@ -90,5 +94,6 @@ def question_of(name: str, image: dict, commission: Commission, severity: str, r
     else:
         options = ["Yes", "No"]
     letter = ask.LETTERS[options.index(answer)] if options else answer
+    severity = ask.severity_in(commission.kind, answer) or image["severity"]
     capabilities = ask.capabilities(commission.kind, commission.modality, image["aim"], severity)
     return row_of(image, commission.kind, scope_of(commission.aim), text, options, letter, capabilities)

@@ -79,15 +79,29 @@ def offered_with(modality: str, include: str, rng: np.random.Generator, count: i
     return [include, *(others[i] for i in rng.choice(len(others), count - 1, replace=False))]
 
 
+def wordings(kind: str, modality: str, general: bool | None = None) -> list[str]:
+    """The texts that a question of a kind may have; general: only those about quality in general, or the others."""
+    rng = np.random.default_rng(0)  # of the options' order, which is not asked for here
+    if kind == "yes_no":
+        texts = [yes_no(modality, None)[0], *(yes_no(modality, name)[0] for name in DEGRADATIONS[modality])]
+    elif kind == "how":
+        texts = [how(modality, True, rng)[0], how(modality, False, rng)[0]]
+    else:
+        return [{"what": what(modality, (), rng)[0], "comparison": comparison(modality, rng)[0],
+                 "description": description(modality)}[kind]]  # fmt: skip
+    return texts if general is None else texts[:1] if general else texts[1:]
+
+
 def gold_letter(
     kind: str, text: str, options: Sequence[str], degradation: str, severity: str, second: str | None = None
 ) -> str:
     """The right letter of a question for an image whose truth is known; second: severity of a comparison's image B, the
-    milder of the two being the better."""
+    milder of the two being the better. Raises ValueError for a question in other words than `wordings`, whose meaning
+    is unknown, and where no option is right."""
+    if kind == "description" or not any(text in wordings(kind, modality) for modality in MODALITIES):
+        raise ValueError(f"{text!r} is in no words of a {kind!r} question with a letter: what is right is unknown")
     if kind == "yes_no":
         asked = re.fullmatch(r"Does this .+ image show (.+)\?", text)
-        if asked is None and re.fullmatch(r"Is the quality of this .+ image impaired\?", text) is None:
-            raise ValueError(f"{text!r} is not in the words of `yes_no`: what Yes would mean is unknown")
         impaired = severity != "none"
         right = "Yes" if impaired and (asked is None or asked[1] == DEGRADATION_NAMES[degradation]) else "No"
     elif kind == "what":
@@ -136,6 +150,15 @@ def read_description(text: str) -> dict[str, str] | None:
     if severity not in SEVERITIES[1:] or degradation not in DEGRADATION_NAMES:
         return None
     return {"modality": modality, "degradation": degradation, "severity": severity, "grade": grade}
+
+
+def severity_in(kind: str, answer: str) -> str | None:
+    """The severity that an answer in words states, None where it states none."""
+    if kind == "description":
+        return (read_description(answer) or {}).get("severity")
+    if kind == "how":
+        return answer if answer in SEVERITIES else SEVERITIES[GRADES.index(answer)]
+    return None
 
 
 def capabilities(kind: str, modality: str, degradation: str, severity: str) -> list[str]:

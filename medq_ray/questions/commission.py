@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from medq_ray.questions import COMPARED, DEGRADATION_NAMES, LETTERS, MODALITY_NAMES, NOTHING, read_description
+from medq_ray.questions import (
+    COMPARED, DEGRADATION_NAMES, LETTERS, MODALITY_NAMES, NOTHING, describe, read_description, wordings, yes_no,
+)  # fmt: skip
 from medq_ray.schema import DEGRADATIONS, GRADES, SEVERITIES
 
 LONGEST = 400
@@ -27,8 +29,10 @@ class Commission:
     modality: str
     aim: str
     """The degradation that the question is aimed at, 'none' for quality in general."""
+    severity: str
+    """How bad the failures were whose look-alike the image is; 'none' with the aim 'none'."""
     wanted: str
-    """yes_no: the answer that is wanted if the image allows it, 'Yes' or 'No'; else ''."""
+    """yes_no about a certain degradation: the answer that is wanted if the image allows it, 'Yes' or 'No'; else ''."""
 
     def prompt(self, refused: str = "") -> str:
         """What is sent with the image; refused: what was wrong with the last reply, '' the first time."""
@@ -36,48 +40,67 @@ class Commission:
         lines = [
             "You write questions that train a model to judge the quality of medical images. "
             + (f"These are two {name} images." if self.kind == "comparison" else f"This is one {name} image."),
+            "The model has no known weakness here." if self.aim == "none" else
+            f"The model fails on {self.severity} {DEGRADATION_NAMES[self.aim]} in {name} images; whether this image has "
+            "any is for you to see.",
             f"Possible degradations: {', '.join(known)}. Severities: {', '.join(SEVERITIES)}. "
             f"Grades: {', '.join(GRADES)}.",
             self._instruction(),
+            f"The question is, word for word, {self._words()}",
             "The answer must be right for this image. Do not name patients, institutions or diagnoses.",
             'Reply with one JSON object and nothing else: {"question": ..., "options": [...], "answer": ...}. '
             "The answer repeats the right option word for word; a description has no options.",
             TASK + json.dumps(asdict(self)),
-        ]
+        ]  # fmt: skip
         if refused:
             lines.append(f"Your last reply was refused: {refused}.")
         return "\n".join(lines)
 
+    @property
+    def general(self) -> bool:
+        return self.aim == "none"
+
+    def texts(self) -> list[str]:
+        """The wordings that the question may have. They are closed: of any other, nobody who checks could tell what is
+        right."""
+        return wordings(self.kind, self.modality, self.general)
+
+    def _words(self) -> str:
+        if self.kind == "yes_no" and not self.general:
+            form = yes_no(self.modality, DEGRADATIONS[self.modality][0])[0]
+            named = DEGRADATION_NAMES[DEGRADATIONS[self.modality][0]]
+            return f"{form!r}, with one of the degradations in the place of {named!r}."
+        return f"{self.texts()[0]!r}."
+
     def _instruction(self) -> str:
         about = "the image's quality in general" if self.aim == "none" else DEGRADATION_NAMES[self.aim]
         if self.kind == "yes_no":
-            if self.aim == "none":
+            if self.general:
                 return 'Write a question about the image\'s quality in general with the options "Yes" and "No".'
             return (
                 'Write a question with the options "Yes" and "No" on whether the image shows a certain degradation. '
                 f"If you can, let it be {about} or, if the right answer would not be {self.wanted!r}, another one."
             )
         if self.kind == "what":
+            among = "" if self.general else f"; {about} should be among them"
             return (
-                f"Write a question on the image's main degradation: four options, three degradations and {NOTHING!r}; "
-                f"{about} should be among them." if self.aim != "none" else
-                f"Write a question on the image's main degradation: four options, three degradations and {NOTHING!r}."
-            )  # fmt: skip
+                "Write a question on the image's main degradation: four options, three degradations and "
+                f"{NOTHING!r}{among}."
+            )
         if self.kind == "how":
-            levels = GRADES if self.aim == "none" else SEVERITIES
-            subject = "overall quality" if self.aim == "none" else "degradation"
+            levels, subject = (GRADES, "overall quality") if self.general else (SEVERITIES, "degradation")
             return f"Write a question on how bad the image's {subject} is, with the options {', '.join(levels)}."
         if self.kind == "comparison":
             return (
                 "Write a question on which of the two images is of better quality, in view of "
-                f"{about if self.aim == 'none' else f'{about} and other degradations'}, with the options "
+                f"{about if self.general else f'{about} and other degradations'}, with the options "
                 f"{', '.join(COMPARED)}."
             )
         assert self.kind == "description", self.kind
         return (
-            "Ask for a description of the image's quality, and give it in exactly this form: 'A CT image. Mild ring. "
-            "Overall, the quality of this image is usable.'; without a degradation the middle sentence is 'No visible "
-            "degradation.'"
+            "Ask for a description of the image's quality, and give it in exactly this form: "
+            f"{describe(self.modality, DEGRADATIONS[self.modality][0], 'mild')!r}; without a degradation the middle "
+            "sentence is 'No visible degradation.'"
         )
 
 
@@ -91,7 +114,7 @@ def read_reply(commission: Commission, reply: str) -> tuple[str, list[str], str]
     """(question, options, answer in words) that the oracle wrote. Raises ValueError saying which rule it breaks."""
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", reply.strip())  # a fence around JSON is a habit, and harmless
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         raise ValueError("it is not one JSON object") from error
     if not isinstance(data, dict) or set(data) - {"question", "options", "answer"}:
@@ -108,12 +131,18 @@ def read_reply(commission: Commission, reply: str) -> tuple[str, list[str], str]
     return question, options, answer
 
 
+def _once_each(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Raises ValueError when it names something twice: which one is meant is unknown."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
 def _check_options(commission: Commission, question: str, options: Sequence[str], answer: str) -> None:
     kind, modality = commission.kind, commission.modality
     known = [DEGRADATION_NAMES[name] for name in DEGRADATIONS[modality]]
-    others = [name for key, name in MODALITY_NAMES.items() if key != modality and says(question, name)]
-    if others:
-        raise ValueError(f"the question speaks of {others[0]}, the image is {MODALITY_NAMES[modality]}")
+    if question not in commission.texts():
+        raise ValueError(f"the question is not, word for word, {commission._words()}")
     if kind == "description":
         if options:
             raise ValueError("a description has no options")
@@ -132,24 +161,13 @@ def _check_options(commission: Commission, question: str, options: Sequence[str]
     if kind == "yes_no":
         if sorted(options) != ["No", "Yes"]:
             raise ValueError('the options must be "Yes" and "No"')
-        if commission.aim != "none" and not any(says(question, name) for name in known):
-            raise ValueError("the question names none of the degradations")
-        if commission.aim == "none" and any(says(question, name) for name in known):
-            raise ValueError("the question is not about quality in general")
     elif kind == "what":
         if not 3 <= len(options) <= len(LETTERS) or NOTHING not in options or not set(options) <= {*known, NOTHING}:
             raise ValueError(f"the options must be degradations from the list and {NOTHING!r}")
-        if commission.aim != "none" and DEGRADATION_NAMES[commission.aim] not in options:
+        if not commission.general and DEGRADATION_NAMES[commission.aim] not in options:
             raise ValueError(f"{DEGRADATION_NAMES[commission.aim]} is not among the options")
-        if says(question, answer):
-            raise ValueError("the question gives its answer away")
     elif kind == "comparison":
         if sorted(options) != sorted(COMPARED):
             raise ValueError(f"the options must be {', '.join(COMPARED)}")
-    elif sorted(options) != sorted(GRADES if commission.aim == "none" else SEVERITIES):
+    elif sorted(options) != sorted(GRADES if commission.general else SEVERITIES):
         raise ValueError("the options are not the levels that were asked for")
-
-
-def says(text: str, name: str) -> bool:
-    """Whether a text has a name in it, as words of its own."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None

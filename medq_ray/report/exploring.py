@@ -51,6 +51,13 @@ def asked(run: RunFiles) -> list[dict]:
             "kind": words(kind), "count": len(own), "dropped": sum(reasons.values()),
             "reason": reasons.most_common(1)[0][0] if reasons else "",
             "free": kind == "description",
+            "said": ", ".join(f"{said} {100 * n / len(own):.0f} %" for said, n in in_words(own).most_common(3)),
             "answers": [(names.get(letter, letter), answers[letter] / answers.total()) for letter in sorted(answers)],
         })  # fmt: skip
     return rows
+
+
+def in_words(questions: list[dict]) -> Counter:
+    """How often each option is the right answer; letters say nothing about what is taught."""
+    known = [question for question in questions if question["options"] and question["answer"] in tuple(LETTERS)]
+    return Counter(question["options"][LETTERS.index(question["answer"])] for question in known)

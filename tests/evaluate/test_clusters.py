@@ -21,7 +21,7 @@ def test_every_cut_has_the_labels_and_silhouettes_of_a_fit_of_its_own():
     cuts = list(silhouettes(condensed, linkage(condensed), 40))
     assert [found.count for found in cuts] == list(range(40, 1, -1))
     for found in cuts:
-        fit = AgglomerativeClustering(found.count, linkage="average").fit(points)
+        fit = AgglomerativeClustering(found.count, linkage="ward").fit(points)
         assert adjusted_rand_score(fit.labels_, found.labels) == 1
         assert found.silhouettes == pytest.approx(silhouette_samples(points, fit.labels_), abs=1e-9)
     best = max(cuts, key=lambda found: found.silhouette)
@@ -45,8 +45,11 @@ def test_the_order_of_the_points_changes_no_cluster():
 
 
 def test_repeated_points_stay_together_and_equal_merges_are_not_cut_apart():
-    labels = cluster(np.repeat(blobs(6, 6), 10, axis=0), 30).labels.reshape(6, 10)
-    assert (labels == labels[:, :1]).all() and len(np.unique(labels)) <= 5
+    for points in (blobs(6, 6), np.eye(4), blobs(3, 3), blobs(2, 2)):
+        found = cluster(np.repeat(points, 10, axis=0), 30)
+        labels = found.labels.reshape(len(points), 10)
+        assert (labels == labels[:, :1]).all() and found.count == len(np.unique(labels)) == len(points)
+        assert found.silhouette == pytest.approx(1)
     square = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]]) * 3
     assert {found.count for found in silhouettes(distances(square), linkage(distances(square)), 4)} <= {2, 4}
 

@@ -36,6 +36,25 @@ def make_pool(count: int = 600, seed: int = 0) -> tuple[pa.Table, dict[str, str]
     return pa.Table.from_pylist(rows, schema=embedded_image_schema(DIM)), truth
 
 
+def with_dev(pool: pa.Table, count: int = 80) -> tuple[pa.Table, dict[str, pa.Table]]:
+    """(the pool and `count` dev images, {asked, failures} of them): most of those with a rare cell fail, few others."""
+    rng, rows, asked, failed = np.random.default_rng(9), [], [], []
+    for i in range(count):
+        cell = i % len(CELLS)
+        name, modality = f"{rng.integers(2**60):016x}", "ct" if cell == 2 else "mri"
+        vector = units(centres()[cell][None] + 0.12 * rng.standard_normal((1, DIM)))[0]
+        rows.append({"image_id": name, "uri": f"/{name}", "split": "dev", "modality": modality, "source": "s",
+                     "patient": f"d{i}", "session": f"d{i}", "phash": int(rng.integers(2**63)), "sharpness": 1.0,
+                     "noise": 1.0, "thumb": bytes(256), "embedding": vector.tolist()})  # fmt: skip
+        asked.append({"question_id": f"{name}-what", "image_id": name, "kind": "what", "modality": modality,
+                      "capabilities": [CELLS[cell]]})  # fmt: skip
+        if rng.random() < (0.1 if cell == 3 else 0.8):
+            failed.append({**asked[-1], "error_rate": 1.0})
+    both = pa.concat_tables([pool, pa.Table.from_pylist(rows, schema=pool.schema)])
+    return both, {"asked": pa.Table.from_pylist(asked, schema=QUESTION),
+                  "failures": pa.Table.from_pylist(failed, schema=FAILURE)}  # fmt: skip
+
+
 def searcher(pool: pa.Table):
     """What the run does over shards, over a table."""
     vectors = np.array(pool["embedding"].to_pylist(), np.float32).reshape(pool.num_rows, DIM)
@@ -88,9 +107,9 @@ def phase(
     folder, config: Config, pool: pa.Table, error=RATES, *, anchors=None, iteration=0, taken=frozenset(), **other
 ) -> dict:
     """Run the phase; returns its counts."""
-    means = {"allowed": pool["image_id"].combine_chunks(), "search": searcher(pool), "embedded": embedder(pool),
-             "fetch": fetch, "ask_self": unsure, "ask_oracle": nobody} | other  # fmt: skip
     nobody_failed = {"asked": QUESTION.empty_table(), "failures": FAILURE.empty_table()}
+    means = {"allowed": pool["image_id"].combine_chunks(), "search": searcher(pool), "embedded": embedder(pool),
+             "fetch": fetch, "ask_self": unsure, "ask_oracle": nobody} | nobody_failed | other  # fmt: skip
     anchors = make_prototypes() if anchors is None else anchors
     return explore(folder, config=config, iteration=iteration, prototypes=anchors, rates=error, images=pool,
-                   taken=set(taken), **nobody_failed, **means)  # fmt: skip
+                   taken=set(taken), **means)  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from medq_ray.cli import main
-from medq_ray.explore.calibrate import passing, propose, similarities, table
+from medq_ray.explore.calibrate import passing, propose, similarities, spread, table
 from medq_ray.synthetic.world import write_world
 
 
@@ -26,6 +26,15 @@ def test_the_proposal_follows_the_scale_of_the_encoder(cone):
     found = similarities(*images(cone))
     tau = propose(passing(found))
     assert (found["same"] > tau).mean() > 0.95 and (found["other"] > tau).mean() < 0.05
+
+
+def test_fewer_images_make_a_proposal_less_sure():
+    vectors, modality, cells = images(1.0, spread=0.6)
+    low, high = spread(vectors, modality, cells)
+    fewer = [i for i in range(len(cells)) if i % 40 < 4]
+    lower, higher = spread(vectors[fewer], [modality[i] for i in fewer], [cells[i] for i in fewer])
+    assert low <= propose(passing(similarities(vectors, modality, cells))) <= high
+    assert higher - lower > high - low
 
 
 def test_an_image_is_not_compared_with_itself():
@@ -53,5 +62,6 @@ def test_the_command_proposes_for_the_embedded_encoder(tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads(done.output[done.output.index("{") :])
     assert 0.6 < found["tau_sim"] < 0.95 and found["images"] == 120
+    assert found["interval"][0] <= found["tau_sim"] <= found["interval"][1]
     at = found["thresholds"].index(found["tau_sim"])
     assert found["same"][at] > 0.6 and found["other"][at] < 0.4

@@ -84,19 +84,18 @@ def some(count: int, seed: int) -> set[str]:
 def test_clusters_recover_the_planted_cells(land):
     from sklearn.metrics import adjusted_rand_score
 
-    agreement = []
     for planted in (RARE, some(8, 1), some(8, 2), some(6, 3)):
         _, failed, _ = evaluated(land, planted, seed=5)
         label = {name: row["prototype_id"] for row in found(land, failed).to_pylist() for name in row["members"]}
         cells = {row["question_id"]: cell_of(row["capabilities"]) for row in failed.to_pylist()}
-        names = [name for name in label if cells[name] in planted]
-        agreement.append(adjusted_rand_score([cells[name] for name in names], [label[name] for name in names]))
-    assert np.mean(agreement) >= 0.7 and min(agreement) >= 0.6, agreement
+        weak = [name for name in label if cells[name] in planted]
+        for names in (weak, list(label)):  # also with the failures that are mere noise
+            assert adjusted_rand_score([cells[name] for name in names], [label[name] for name in names]) >= 0.7, planted
 
 
-def shares(land: Land, folder: Path, *assignments: str) -> float:
+def shares(land: Land, folder: Path, *assignments: str, seed: int = 6) -> float:
     """Of a selection by these settings, the share that truly has one of the planted weaknesses."""
-    asked, failed, error = evaluated(land, RARE, seed=6)
+    asked, failed, error = evaluated(land, RARE, seed=seed)
     pool = land.images.filter(pc.equal(land.images["split"], "pool"))
     vectors = np.array(land.images["embedding"].to_pylist(), np.float32)
     row_of = {name: row for row, name in enumerate(land.images["image_id"].to_pylist())}
@@ -115,7 +114,7 @@ def shares(land: Land, folder: Path, *assignments: str) -> float:
 
 
 def test_most_of_the_selection_has_the_planted_weakness(land, tmp_path):
-    found = shares(land, tmp_path / "ours")
-    assert found >= 0.6
+    ours = [shares(land, tmp_path / f"ours-{seed}", f"seed={seed}", seed=6 + seed) for seed in range(3)]
+    assert min(ours) >= 0.6, ours
     assert shares(land, tmp_path / "random", "explore.strategy=random") < 0.15
-    assert shares(land, tmp_path / "alone", "explore.neighbours=0") < found  # dev images know more than prototypes
+    assert shares(land, tmp_path / "alone", "explore.neighbours=0") < ours[0]  # dev images know more than prototypes

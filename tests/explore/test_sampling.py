@@ -1,14 +1,17 @@
 """The budget is spent exactly, by weight, reproducibly, and never on what is forbidden."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from small_pool import CELLS, RATES, fetch, make_pool, make_prototypes, phase, rates, settings, unsure
+from small_pool import CELLS, RATES, fetch, make_pool, make_prototypes, phase, rates, settings, unsure, with_dev
 
 from medq_ray.explore.sampling import Evidence, Hits, Ranked, quotas, weights
 from medq_ray.explore.strategies import STRATEGIES
+from medq_ray.pool.search import within_shards
 from medq_ray.schema import FAILURE, HIT, PROTOTYPE, QUESTION, SELECTION, SHARE
 
 
@@ -116,24 +119,54 @@ def test_same_seed_same_selection_other_seed_or_iteration_another(selected):
     assert not first.equals(selected(settings(), pool, iteration=1))
 
 
-def test_permuting_the_rows_changes_nothing(selected):
-    pool, _ = make_pool()
-    anchors, rng = make_prototypes(), np.random.default_rng(3)
-    shuffled = selected(
-        settings(), pool.take(rng.permutation(pool.num_rows)), anchors=anchors.take(rng.permutation(anchors.num_rows))
-    )
-    assert shuffled.equals(selected(settings(), pool))
+def shuffled(table: pa.Table) -> pa.Table:
+    return table.take(np.random.default_rng(3).permutation(table.num_rows))
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_permuting_any_rows_changes_nothing(selected, strategy):
+    pool, evidence = with_dev(make_pool()[0])
+    config, anchors = settings(f"explore.strategy={strategy}"), make_prototypes()
+    other = selected(config, shuffled(pool), dict(reversed(RATES.items())), anchors=shuffled(anchors),
+                     **{name: shuffled(table) for name, table in evidence.items()})  # fmt: skip
+    assert other.equals(selected(config, pool, anchors=anchors, **evidence))
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_how_the_pool_lies_in_shards_changes_nothing(selected, strategy, tmp_path):
+    pool, evidence = with_dev(make_pool()[0])
+    config, found = settings(f"explore.strategy={strategy}"), []
+    for count in (1, 7):
+        rows = shuffled(pool) if count > 1 else pool
+        problem, item = (pa.array(values, pa.string()) for values in ([""] * rows.num_rows, rows["image_id"].to_pylist()))
+        rows = rows.append_column("problem", problem).append_column("item", item)
+        paths = []
+        for i in range(count):
+            paths.append(tmp_path / f"{count}-{i}.parquet")
+            pq.write_table(rows.take(list(range(i, rows.num_rows, count))), paths[-1])
+        search = partial(within_shards, shards=paths)
+        found.append(selected(config, pool, search=lambda anchors, tau, search=search: search(anchors, tau=tau),
+                              **evidence))  # fmt: skip
+    assert found[0].equals(found[1]) and found[0].num_rows == 24
+
+
+def test_what_dev_images_say_weighs_in(selected):
+    """Else the tests above would not notice if it did not."""
+    pool, evidence = with_dev(make_pool()[0])
+    assert not selected(settings(), pool, **evidence).equals(selected(settings(), pool))
+    assert selected(settings("explore.neighbours=0"), pool, **evidence).equals(
+        selected(settings("explore.neighbours=0"), pool))  # fmt: skip
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_what_was_taken_and_its_near_duplicates_are_never_selected(selected, strategy):
-    pool, _ = make_pool()
+    pool, evidence = with_dev(make_pool()[0])
     rows = pool.to_pylist()
     twins = [row | {"image_id": f"f{i:015x}", "phash": row["phash"] ^ 1} for i, row in enumerate(rows)]
     doubled = pa.Table.from_pylist(rows + twins, schema=pool.schema)
     taken, config = set(), settings(f"explore.strategy={strategy}", "explore.budget=60")
     for iteration in range(3):
-        names = set(selected(config, doubled, iteration=iteration, taken=taken)["image_id"].to_pylist())
+        names = set(selected(config, doubled, iteration=iteration, taken=taken, **evidence)["image_id"].to_pylist())
         hashes = {row["image_id"]: row["phash"] & ~1 for row in rows + twins}
         assert len({hashes[name] for name in names}) == len(names) == 60
         assert not {hashes[name] for name in names} & {hashes[name] for name in taken}

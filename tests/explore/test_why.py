@@ -9,7 +9,7 @@ from medq_ray.artifacts import Run, write_table
 from medq_ray.cli import main
 from medq_ray.config import identity
 from medq_ray.explore.why import why
-from medq_ray.schema import FAILURE, PROTOTYPE
+from medq_ray.schema import FAILURE, POOL_IMAGE, PROTOTYPE
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def run(tmp_path) -> Run:
     own, pool = Run(tmp_path), make_pool(2000)[0]
     failures = [{"question_id": f"q{i}", "image_id": "i", "uri": "/i", "kind": "what", "modality": "mri",
                  "text": "What is wrong?", "expected": "motion", "given": "blur", "error_rate": 0.8,
-                 "capabilities": [CELLS[0]]} for i in range(5)]  # fmt: skip
+                 "capabilities": [CELLS[i % 2]]} for i in range(5)]  # fmt: skip
     anchors = [row | {"members": [f"q{i}" for i in range(5)], "medoid": "m"} for row in make_prototypes().to_pylist()]
     anchors = pa.Table.from_pylist(anchors, schema=PROTOTYPE)
 
@@ -45,6 +45,9 @@ def test_a_targeted_image_has_share_prototype_failures_and_questions(run):
         assert f"paid for by {row['capability']}: error rate {rate:.0f} %, weight" in text
         assert f"looks like prototype {row['prototype_id']}: similarity {row['similarity']:.3f} (tau_sim = 0.6)" in text
         assert "expected 'motion', given 'blur' (wrong in 80 % of runs)" in text
+        assert text.count("wrong in 80 %") == 3 and "and 2 more" in text
+        first = next(line for line in text.splitlines() if "wrong in 80 %" in line)
+        assert first.split(":")[0].strip() == ("q1" if row["capability"] == CELLS[1] else "q0")
 
 
 def test_what_was_retrieved_only_says_so_and_others_are_refused(run):
@@ -52,9 +55,17 @@ def test_what_was_retrieved_only_says_so_and_others_are_refused(run):
     selected = set(explored.table("selection")["image_id"].to_pylist())
     other = next(name for name in explored.table("retrieved")["image_id"].to_pylist() if name not in selected)
     assert "and not selected" in why(run.root, other)
-    with pytest.raises(ValueError, match="neither retrieved nor selected in the 1 iterations"):
-        why(run.root, "nobody")
-    with pytest.raises(ValueError, match="no iteration has finished exploring"):
+    for name in ("nobody", ""):
+        with pytest.raises(ValueError, match="is none of this run's .* in the 1 iterations"):
+            why(run.root, name)
+    known = [{"image_id": "a" * 16, "split": "dev"}, {"image_id": "b" * 16, "split": "pool"}]
+    run.step("pool", lambda folder: {"n": write_table(folder / "images.parquet", known, POOL_IMAGE).num_rows},
+             settings={}, inputs={})  # fmt: skip
+    with pytest.raises(ValueError, match="is of split dev, whose images are never selected"):
+        why(run.root, "a" * 16)
+    with pytest.raises(ValueError, match="is in the pool, and was neither retrieved nor selected"):
+        why(run.root, "b" * 16)
+    with pytest.raises(ValueError, match="no iteration has finished exploring there; give the folder of a run"):
         why(run.root / "elsewhere", other)
 
 

@@ -7,23 +7,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medq_ray.questions.commission import Commission, commission_in, read_reply
-from medq_ray.explore.pairs import partners
+from medq_ray.explore.pairs import NEAREST, partners
 from medq_ray.explore.writing import commissions, written
 from medq_ray.model.prompts import parse_letter
-from medq_ray.questions import LETTERS
+from medq_ray.questions import COMPARED, LETTERS
+from medq_ray.questions.commission import Commission, commission_in, read_reply
 from medq_ray.schema import COMPLETION, DEGRADATIONS, DROP, KINDS, MODALITIES, PROTOTYPE, QUESTION, SELECTION
 from medq_ray.synthetic.answers import SimulatedOracle
 from medq_ray.synthetic.truth import gold
 
 
-def world(count: int, seed: int = 0) -> tuple[pa.Table, dict[str, dict]]:
-    """A selection for weaknesses, half of whose images have them, and its truth."""
+def world(count: int, seed: int = 0, weak: float = 0.5) -> tuple[pa.Table, dict[str, dict]]:
+    """A selection for weaknesses, of which so many images have them, and its truth."""
     rng, rows, truth = np.random.default_rng(seed), [], {}
     for _ in range(count):
         name, modality = f"{rng.integers(2**60):016x}", MODALITIES[rng.integers(5)]
         aim = DEGRADATIONS[modality][rng.integers(5)]
-        true = aim if rng.random() < 0.5 else ("none", *DEGRADATIONS[modality])[rng.integers(6)]
+        true = aim if rng.random() < weak else ("none", *DEGRADATIONS[modality])[rng.integers(6)]
         severity = "none" if true == "none" else ("mild", "severe")[rng.integers(2)]
         truth[name] = {"image_id": name, "modality": modality, "degradation": true, "severity": severity}
         rows.append({"image_id": name, "uri": f"/{name}", "modality": modality, "patient": name,
@@ -47,8 +47,8 @@ def oracle(truth: dict[str, dict], edit_rate: float = 0.0, reject_rate: float = 
     return answer, asked
 
 
-def write(count: int = 400, attempts: int = 3, seed: int = 0, **rates) -> tuple[list, list, dict, list[int]]:
-    selection, truth = world(count)
+def write(count: int = 400, attempts: int = 3, seed: int = 0, weak: float = 0.5, **rates) -> tuple:
+    selection, truth = world(count, weak=weak)
     ask_oracle, asked = oracle(truth, **rates)
     orders = commissions(selection, PROTOTYPE.empty_table(), kinds=KINDS, seed=seed, partners={})
     table, dropped = written(orders, ask_oracle, attempts=attempts, temperature=0.0, seed=seed)
@@ -72,18 +72,28 @@ def test_questions_are_aimed_at_the_weakness_that_selected_the_image():
     for row in rows:
         aim = next(name for name in row["capabilities"] if name.startswith("cell:")).partition("/")[2]
         assert row["modality"] == truth[row["image_id"]]["modality"] and aim in DEGRADATIONS[row["modality"]]
-        assert f"degradation:{aim}" in row["capabilities"] and "severity:none" not in row["capabilities"]
+        assert f"degradation:{aim}" in row["capabilities"]
+        if row["kind"] in ("how", "description"):  # as bad as it was answered, not as bad as was thought
+            assert f"severity:{truth[row['image_id']]['severity']}" in row["capabilities"]
+        else:
+            assert "severity:none" not in row["capabilities"]
         if row["kind"] == "what":
             assert aim.replace("_", " ") in row["options"]
     specific = [row for row in rows if row["kind"] == "yes_no" and " show " in row["text"]]
     named = [row for row in specific if row["capabilities"][0].partition("/")[2].replace("_", " ") in row["text"]]
-    assert 0.35 < len(specific) / 400 < 0.65 and len(named) > 0.5 * len(specific)
+    assert 0.65 < len(specific) / 400 < 0.85 and len(named) > 0.5 * len(specific)
+
+
+@pytest.mark.parametrize("weak", [0.5, 0.75, 1.0])
+def test_of_all_yes_no_questions_neither_answer_rules(weak):
+    """Whatever share of the selected images truly has the weakness that they were selected for."""
+    rows, *_ = write(1500, weak=weak)
+    said = Counter(row["answer"] for row in rows if row["kind"] == "yes_no")
+    assert 0.35 < said["A"] / said.total() < 0.68, said
 
 
 def test_answers_are_balanced():
     rows, *_ = write(1500)
-    shares = Counter(row["answer"] for row in rows if row["kind"] == "yes_no" and " show " in row["text"])
-    assert 0.4 < shares["A"] / shares.total() < 0.6
     for kind, count in (("what", 4), ("how", 3)):
         letters = Counter(row["answer"] for row in rows if row["kind"] == kind)
         assert set(letters) == set(LETTERS[:count])
@@ -120,15 +130,28 @@ def test_the_same_seed_asks_the_same_and_the_order_of_the_selection_does_not_mat
     assert tables[0].equals(tables[1])
 
 
-WHAT = Commission("what", "mri", "motion", "")
-GOOD = {"question": "What is wrong?", "options": ["motion", "blur", "noise", "none of these"], "answer": "blur"}
+WHAT = Commission("what", "mri", "motion", "severe", "")
+WORDS = "What is the main degradation of this MRI image?"
+GOOD = {"question": WORDS, "options": ["motion", "blur", "noise", "none of these"], "answer": "blur"}
 
 
 def test_a_prompt_states_its_commission():
     for kind in KINDS:
-        commission = Commission(kind, "ct", "ring", "No" if kind == "yes_no" else "")
-        assert commission_in(commission.prompt("too long")) == commission
+        commission = Commission(kind, "ct", "ring", "mild", "No" if kind == "yes_no" else "")
+        prompt = commission.prompt("too long")
+        assert commission_in(prompt) == commission
+        prose = prompt.partition("\nTask: ")[0]
+        assert "The model fails on mild ring in CT images" in prose and f"word for word, {commission.texts()[0]!r}"[:40] in prose
     assert commission_in("What is the main degradation?") is None
+
+
+def test_what_is_wanted_is_said_only_where_it_can_be_chosen():
+    selection, _ = world(600)
+    orders = commissions(selection, PROTOTYPE.empty_table(), kinds=KINDS, seed=0, partners={})
+    wanted = Counter((order.kind, order.general, order.wanted) for _, order in orders.values())
+    assert {key for key in wanted if key[2]} == {("yes_no", False, "Yes"), ("yes_no", False, "No")}
+    assert wanted["yes_no", False, "Yes"] == pytest.approx(225, abs=40) == wanted["yes_no", False, "No"]
+    assert wanted["yes_no", True, ""] == pytest.approx(150, abs=40)
 
 
 def test_a_reply_in_a_fence_is_read():
@@ -141,11 +164,13 @@ def test_a_reply_in_a_fence_is_read():
         ({"answer": "motion blur"}, "none of the options"),
         ({"options": ["blur", "noise", "none of these"]}, "motion is not among"),
         ({"question": "What is \ud83d?"}, "cannot be printed"),
+        ({"question": "Which degradation is NOT visible in this MRI image?"}, "not, word for word"),
+        ({"question": f"{WORDS} It is blur."}, "not, word for word"),
+        ({"question": "Ignore blur. Is the patient John Smith alive?"}, "not, word for word"),
         ({"options": ["motion", "Motion", "none of these"], "answer": "motion"}, "two options are the same"),
         ({"options": ["motion", "ring", "none of these"], "answer": "ring"}, "degradations from the list"),
         ({"options": ["motion", "blur", "noise"]}, "none of these"),
-        ({"question": "Is this CT image blurred?"}, "speaks of CT"),
-        ({"question": "Which blur is it?"}, "gives its answer away"),
+        ({"question": WORDS.replace("MRI", "CT")}, "not, word for word"),
         ({"question": ""}, "empty"),
         ({"question": "x" * 500}, "longer than 400"),
         ({"question": 7}, "must be strings"),
@@ -157,24 +182,52 @@ def test_each_rule_is_kept(change, reason):
         read_reply(WHAT, json.dumps(GOOD | change))
 
 
+SHOWS, IMPAIRED = "Does this MRI image show motion?", "Is the quality of this MRI image impaired?"
+DESCRIBE = "Describe the quality of this MRI image."
+
+
 @pytest.mark.parametrize(
     ("kind", "reply", "reason"),
     [
-        ("yes_no", {"question": "Is there motion?", "options": ["Yes", "No", "?"], "answer": "No"}, '"Yes" and "No"'),
-        ("yes_no", {"question": "Is it fine?", "options": ["Yes", "No"], "answer": "No"}, "names none"),
-        ("general", {"question": "Is there noise?", "options": ["Yes", "No"], "answer": "No"}, "not about quality"),
-        ("how", {"question": "How bad?", "options": ["low", "high"], "answer": "low"}, "levels"),
-        ("description", {"question": "Describe.", "answer": "It is fine."}, "form"),
-        ("description", {"question": "Describe.", "answer": "A CT image. Mild ring. Overall, the quality of this "
-                         "image is usable."}, "not one of MRI"),
-        ("description", {"question": "Describe.", "answer": "An MRI image. Severe motion. Overall, the quality of this "
+        ("yes_no", {"question": SHOWS, "options": ["Yes", "No", "?"], "answer": "No"}, '"Yes" and "No"'),
+        ("yes_no", {"question": "Is it fine?", "options": ["Yes", "No"], "answer": "No"}, "word for word"),
+        ("yes_no", {"question": f"{SHOWS} The answer is No.", "options": ["Yes", "No"], "answer": "No"}, "word for"),
+        ("yes_no", {"question": "Does this MRI image show metal?", "options": ["Yes", "No"], "answer": "No"}, "word for"),
+        ("yes_no", {"question": IMPAIRED, "options": ["Yes", "No"], "answer": "No"}, "word for word"),
+        ("general", {"question": SHOWS, "options": ["Yes", "No"], "answer": "No"}, "word for word"),
+        ("general", {"question": "Who is the president?", "options": ["Yes", "No"], "answer": "No"}, "word for word"),
+        ("how", {"question": "The degradation is severe. How severe is it?", "options": ["none", "mild", "severe"],
+                 "answer": "severe"}, "word for word"),
+        ("how", {"question": "How severe is the degradation of this MRI image?", "options": ["low", "high"],
+                 "answer": "low"}, "levels"),
+        ("comparison", {"question": "Which of these two MRI images is of worse quality?", "options": ["the first",
+                        "the second", "both alike"], "answer": "the first"}, "word for word"),
+        ("description", {"question": DESCRIBE, "answer": "It is fine."}, "form"),
+        ("description", {"question": DESCRIBE, "answer": "A CT image. Mild ring. Overall, the quality of this image is "
+                         "usable."}, "not one of MRI"),
+        ("description", {"question": DESCRIBE, "answer": "An MRI image. Severe motion. Overall, the quality of this "
                          "image is good."}, "contradicts"),
     ],
 )  # fmt: skip
 def test_each_kind_has_its_rules(kind, reply, reason):
     aim, kind = ("none", "yes_no") if kind == "general" else ("motion", kind)
     with pytest.raises(ValueError, match=reason):
-        read_reply(Commission(kind, "mri", aim, "No"), json.dumps(reply))
+        read_reply(Commission(kind, "mri", aim, "none" if aim == "none" else "mild", "No"), json.dumps(reply))
+
+
+def test_a_key_that_is_there_twice_is_refused():
+    with pytest.raises(ValueError, match="not one JSON object"):
+        read_reply(WHAT, json.dumps(GOOD)[:-1] + ', "answer": "motion"}')
+
+
+@pytest.mark.parametrize(("kind", "text"), [("what", "Which of these is NOT visible?"), ("how", "How severe is the noise?"),
+                                            ("comparison", "Which is of worse quality?"),
+                                            ("yes_no", "Does this MRI image show ghosting from motion?!")])  # fmt: skip
+def test_whoever_checks_says_that_other_words_cannot_be_checked(kind, text):
+    truth = {"modality": "mri", "degradation": "motion", "severity": "severe"}
+    options = {"how": ["none", "mild", "severe"], "comparison": list(COMPARED)}.get(kind, ["motion", "Yes", "No"])
+    with pytest.raises(ValueError, match="in no words of"):
+        gold({"kind": kind, "text": text, "options": options}, truth, truth)
 
 
 def test_a_reply_of_brackets_is_no_crash():
@@ -200,11 +253,15 @@ def test_what_the_endpoint_refuses_is_dropped_at_once():
     assert set(dropped["reason"].to_pylist()) == {"no reply: HTTP 400: content filter"} and len(dropped) == 40
 
 
-def test_comparisons_are_of_two_patients_who_look_alike_and_say_which_is_better():
-    selection, truth = world(300)
+def test_comparisons_are_of_two_patients_once_each_and_mostly_tell_two_weaknesses_apart():
+    """With embeddings that show the cell, as real encoders' do: the nearest image has the same degradation."""
+    selection, truth = world(300, weak=0.75)
     rng = np.random.default_rng(0)
-    vectors = {name: row / np.linalg.norm(row) for name, row in zip(truth, rng.standard_normal((300, 8)), strict=True)}
-    pairs = partners(selection, lambda names: np.stack([vectors[name] for name in names]))
+    cells = {name: f"{row['modality']}/{row['degradation']}" for name, row in truth.items()}
+    centre = {cell: rng.standard_normal(8) for cell in sorted(set(cells.values()))}
+    vectors = {name: centre[cells[name]] + 0.3 * rng.standard_normal(8) for name in truth}
+    vectors = {name: row / np.linalg.norm(row) for name, row in vectors.items()}
+    pairs = partners(selection, lambda names: np.stack([vectors[name] for name in names]), seed=0)
     simulated = SimulatedOracle(truth, 0.0, 0.0, 0.0, seed=1)
 
     def answer(prompts: pa.Table, sampling, label: str) -> pa.Table:
@@ -216,25 +273,27 @@ def test_comparisons_are_of_two_patients_who_look_alike_and_say_which_is_better(
     orders = commissions(selection, PROTOTYPE.empty_table(), kinds=("comparison",), seed=0, partners=pairs)
     table, dropped = written(orders, answer, attempts=1, temperature=0.0, seed=0)
     assert len(table) == 300 and not len(dropped)
-    chosen = Counter()
-    for row in table.to_pylist():
+    rows = table.to_pylist()
+    assert len({frozenset((row["image_id"], row["second_id"])) for row in rows}) == 300
+    letters, said = Counter(), Counter()
+    for row in rows:
         first, second = truth[row["image_id"]], truth[row["second_id"]]
-        assert first["modality"] == second["modality"] and row["image_id"] != row["second_id"]
         own = [name for name in truth if truth[name]["modality"] == first["modality"] and name != row["image_id"]]
-        nearest = max(own, key=lambda name: float(vectors[name] @ vectors[row["image_id"]]))
-        assert row["second_id"] == nearest and row["second_uri"] == f"/{nearest}"
+        own.sort(key=lambda name: -float(vectors[name] @ vectors[row["image_id"]]))
+        assert row["second_id"] in own[: 4 * NEAREST] and row["second_uri"] == f"/{row['second_id']}"
         assert gold(row, first, second) == row["answer"]
-        said, levels = row["options"][LETTERS.index(row["answer"])], ("none", "mild", "severe")
-        worse = levels.index(first["severity"]) - levels.index(second["severity"])
-        assert said == ("the first" if worse < 0 else "the second" if worse else "both alike")
-        chosen[row["answer"]] += 1
-    assert set(chosen) == {"A", "B", "C"} and max(chosen.values()) < 1.6 * min(chosen.values())
+        letters[row["answer"]] += 1
+        said[row["options"][LETTERS.index(row["answer"])]] += 1
+    assert set(letters) == {"A", "B", "C"} and max(letters.values()) < 1.6 * min(letters.values())
+    assert max(said.values()) < 0.55 * said.total(), said
+    other = partners(selection, lambda names: np.stack([vectors[name] for name in names]), seed=1)
+    assert other.keys() == pairs.keys() and other != pairs
 
 
 def test_an_image_without_another_patient_of_its_modality_is_not_compared():
     selection, _ = world(30)
     one = selection.set_column(3, "patient", pa.array(["p"] * 30))
     assert selection.column_names[3] == "patient"
-    pairs = partners(one, lambda names: np.ones((len(names), 2)))
+    pairs = partners(one, lambda names: np.ones((len(names), 2)), seed=0)
     assert pairs == {}
     assert commissions(one, PROTOTYPE.empty_table(), kinds=("comparison",), seed=0, partners=pairs) == {}
