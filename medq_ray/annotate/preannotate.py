@@ -126,9 +126,9 @@ def afforded(samples: list[Sample], tau: Thresholds, config: Config) -> Threshol
     entropy = np.array([np.nan if sample.own["entropy"] is None else sample.own["entropy"] for sample in samples])
     kept = sum(route != "dropped" for route in low)
     most = int(config.annotate.expert_share * kept)
-    draws = np.array([audited(sample, config) and route != "dropped" for sample, route in zip(samples, low, strict=True)],
-                     bool)  # fmt: skip
-    limit = affordable(entropy, np.array([route == "expert" for route in high], bool), forced, draws, most, tau.band)
+    draws = [audited(sample, config) and route != "dropped" for sample, route in zip(samples, low, strict=True)]
+    disagrees = np.array([route == "expert" for route in high], bool)
+    limit = affordable(entropy, disagrees, forced, np.array(draws, bool), most, tau.band)
     if forced.sum() > most:
         say(f"  {forced.sum():,} annotations need an expert whatever annotate.expert_share says ({most:,})")
     if limit >= tau.entropy:
