@@ -206,7 +206,8 @@ def spend(
         share = quotas({name: weight[name] for name, count in available.items() if count}, left)
         before = left, len(exhausted)
         best = {name: float(found.score.max(initial=0)) for name, found in ranked.items()}
-        for name in sorted((name for name in share if share[name]), key=lambda name: (available[name], -best[name], name)):
+        drawing = (name for name in share if share[name])
+        for name in sorted(drawing, key=lambda name: (available[name], -best[name], name)):
             found, wanted = ranked[name], math.ceil(breadth * share[name])
             rows = chosen.open(found.rows, wanted)
             if len(rows) < share[name]:
