@@ -184,7 +184,9 @@ class Oracle(Paid):
     reject_rate: float = Field(0.08, ge=0, le=1)
     """Simulated: share of unusable answers, to be rejected (Table 3: 8 %)."""
     failure_rate: float = Field(0.0, ge=0, lt=1)
-    """Simulated: share of requests answered first by HTTP 429 or 500, to exercise the retries."""
+    """Simulated: share of requests that first meet HTTP 429, 500 or 503, nonsense or a delay, to exercise retries."""
+    latency: float = Field(0.0, ge=0)
+    """Simulated: seconds before each answer."""
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature of the oracle. Our choice."""
 
@@ -196,9 +198,9 @@ class Annotate(Section):
     tau_agreement: float = Field(0.7, ge=0, le=1)
     """tau_ann: below, self and oracle disagree (Sec. 2.3). Value is our choice: two descriptions that differ in the
     severity alone (0.6) disagree; with 0.5 six times as many wrong labels of the model's were taken."""
-    dead_band: float = Field(0.01, ge=0)
-    """Nats a token around tau_H within which a sample takes the safer route. Our choice: the embedded model's entropies
-    moved by less in 95 % of the samples that were annotated twice."""
+    dead_band: float | None = Field(None, ge=0)
+    """Nats a token around tau_H within which a sample takes the safer route; None: what 95 % of the entropies moved by
+    at most where the model annotated twice (nothing at all on a CPU). Our choice."""
     rescored: float = Field(0.05, ge=0, le=1)
     """Share of the samples that the model annotates twice, to see how many would take another route. Our choice."""
     expert_share: float = Field(0.18, ge=0, le=1)
@@ -279,7 +281,7 @@ HARDWARE_FIELDS = {
                "retries", "timeout"},
     "encoder": {"batch_size"},
     "judge": {"base_url", "templates", *Paid.model_fields},
-    "oracle": {"base_url", "failure_rate", *Paid.model_fields},
+    "oracle": {"base_url", "failure_rate", "latency", *Paid.model_fields},
     "evolve": {"workers"},
 }  # fmt: skip
 

@@ -19,6 +19,10 @@ class OracleArgs(BaseModel):
     reject_rate: float = Field(Oracle().reject_rate, ge=0, le=1)
     failure_rate: float = Field(Oracle().failure_rate, ge=0, lt=1)
     seed: int = Field(0, ge=0)
+    latency: float = Field(Oracle().latency, ge=0)
+    outage_after: int = Field(0, ge=0)
+    """Answers after which it is out of order once; 0: never."""
+    outage_seconds: float = Field(0.0, ge=0)
 
 
 def build_app(args: OracleArgs) -> Application:

@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
     down_for = 0.5
     down_until = 0.0
     deaths = 0
+    forms = 0
+    formless = False
 
     def log_message(self, *_: object) -> None:
         pass
@@ -101,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with LOCK:
             state = {"counts": dict(self.counts), "answered": dict(self.answered), "total": self.counts.total(),
-                     "keys": sorted(self.keys), "deaths": self.deaths}  # fmt: skip
+                     "keys": sorted(self.keys), "deaths": self.deaths, "forms": self.forms}  # fmt: skip
         self.send(200, json.dumps(state).encode())
 
     def do_POST(self) -> None:
@@ -118,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
         image = "+".join(images)
         if image == "" and prompt == "Hi":
             return self.send(500, b"{}") if self.is_down() else self.send(200, encode(data, "", prompt, self.blind))
+        with LOCK:
+            Handler.forms += "response_format" in data
+        if self.formless and "response_format" in data:
+            return self.send(400, b'{"error": {"message": "response_format is not supported"}}')
         with LOCK:
             self.counts[f"{image}|{prompt}"] += 1
             attempt = self.counts[f"{image}|{prompt}"]
@@ -206,10 +212,11 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--blind", choices=["drops", "ignores"], default="", help="do not look at images")
     parser.add_argument("--faults", action="store_true", help="misbehave")
+    parser.add_argument("--formless", action="store_true", help="refuse requests with a response_format")
     parser.add_argument("--down", type=float, default=0.5, help="seconds that a deadly question takes it down for")
     options = parser.parse_args()
     Handler.latency, Handler.blind, Handler.faults = options.latency, options.blind, options.faults
-    Handler.down_for = options.down
+    Handler.down_for, Handler.formless = options.down, options.formless
     server = Server(("127.0.0.1", options.port), Handler)
     print(f"http://127.0.0.1:{server.server_address[1]}/v1", flush=True)
     server.serve_forever()

@@ -60,7 +60,9 @@ def annotate(
     (schema.ANNOTATION, by question id) and routes.json.
     """
     samples = opinions(config, questions, ask_oracle, ask_self)
-    tau = Thresholds(config.annotate.tau_entropy, config.annotate.tau_agreement, config.annotate.dead_band)
+    band = config.annotate.dead_band
+    band = (moved(samples) or 0.0) if band is None else band
+    tau = Thresholds(config.annotate.tau_entropy, config.annotate.tau_agreement, band)
     if iteration > 0:
         tau = afforded(samples, tau, config)
     rows = [record(sample, tau, config, iteration) for sample in samples]
@@ -193,11 +195,17 @@ def flips(twice: list[Sample], tau: Thresholds) -> dict:
     dead band; moved_95: nats a token that 95 % of the entropies moved by at most, null without samples.
     """
     bare = replace(tau, band=0.0)
-    moved = [abs(sample.own["entropy"] - sample.again["entropy"]) for sample in twice
-             if None not in (sample.own["entropy"], sample.again["entropy"])]  # fmt: skip
     return {
         "samples": len(twice),
         "flips": sum(sample.routed(tau).route != sample.routed_again(tau).route for sample in twice),
         "flips_without_band": sum(sample.routed(bare).route != sample.routed_again(bare).route for sample in twice),
-        "moved_95": float(np.quantile(moved, 0.95)) if moved else None,
+        "moved_95": moved(twice),
     }
+
+
+def moved(samples: list[Sample]) -> float | None:
+    """Nats a token that 95 % of the entropies moved by at most where the model annotated twice, None where it did not.
+    """
+    both = [(sample.own["entropy"], sample.again["entropy"]) for sample in samples if sample.again is not None]
+    found = [abs(first - second) for first, second in both if None not in (first, second)]
+    return float(np.quantile(found, 0.95)) if found else None

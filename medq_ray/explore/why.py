@@ -32,7 +32,7 @@ def whereabouts(run: Run, image_id: str) -> str:
     pooled = run.finished("pool")
     rows = of_image(pooled.table("images"), image_id) if pooled is not None and image_id else []
     if not rows:
-        return "is none of this run's (see image_id in its selection.parquet, or the report's gallery), and was not seen"
+        return "is none of this run's (ids are in selection.parquet and in the report's gallery), and was not seen"
     if rows[0]["split"] != "pool":
         return f"is of split {rows[0]['split']}, whose images are never selected, and was not"
     return "is in the pool, and was neither retrieved nor selected"

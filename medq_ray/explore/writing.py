@@ -6,6 +6,7 @@ it. Options are dealt out anew, so that right answers are spread over the letter
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,13 @@ from medq_ray.model.prompts import uris_of
 from medq_ray.questions.commission import Commission, read_reply
 from medq_ray.schema import DROP, PROMPT, QUESTION
 
+FORM = json.dumps({
+    "name": "question", "strict": True,
+    "schema": {"type": "object", "additionalProperties": False, "required": ["question", "options", "answer"],
+               "properties": {"question": {"type": "string"}, "options": {"type": "array", "items": {"type": "string"}},
+                              "answer": {"type": "string"}}},
+})  # fmt: skip
+"""Of a reply, for endpoints that can hold a model to it."""
 MAX_TOKENS = 512
 """Of one reply."""
 GENERAL = {"yes_no": 0.25, "how": 0.5}
@@ -44,7 +52,8 @@ def commissions(
         for kind, subject in subjects(image, kinds, partners):
             general = aim == "none" or rng.random() < GENERAL.get(kind, 0.0)
             wanted = "" if general or kind != "yes_no" else ("Yes", "No")[rng.integers(2)]
-            commission = Commission(kind, image["modality"], *(("none", "none") if general else (aim, severity)), wanted)
+            target = ("none", "none") if general else (aim, severity)
+            commission = Commission(kind, image["modality"], *target, wanted)
             found[f"{image['image_id']}-{kind}"] = subject | {"aim": aim, "severity": severity}, commission
     return found
 
@@ -66,7 +75,8 @@ def written(
         ]
         if not prompts:
             break
-        sampling = Sampling(n=1, temperature=temperature, max_tokens=MAX_TOKENS, seed=seed + attempt, logprobs=False)
+        sampling = Sampling(n=1, temperature=temperature, max_tokens=MAX_TOKENS, seed=seed + attempt, logprobs=False,
+                            form=FORM)  # fmt: skip
         replies = ask_oracle(pa.Table.from_pylist(prompts, schema=PROMPT), sampling, f"writing {attempt + 1}")
         refused = {}
         for reply in replies.select(["question_id", "text", "error"]).to_pylist():

@@ -41,8 +41,8 @@ class Commission:
             "You write questions that train a model to judge the quality of medical images. "
             + (f"These are two {name} images." if self.kind == "comparison" else f"This is one {name} image."),
             "The model has no known weakness here." if self.aim == "none" else
-            f"The model fails on {self.severity} {DEGRADATION_NAMES[self.aim]} in {name} images; whether this image has "
-            "any is for you to see.",
+            f"The model fails on {self.severity} {DEGRADATION_NAMES[self.aim]} in {name} images; whether this image "
+            "has any is for you to see.",
             f"Possible degradations: {', '.join(known)}. Severities: {', '.join(SEVERITIES)}. "
             f"Grades: {', '.join(GRADES)}.",
             self._instruction(),

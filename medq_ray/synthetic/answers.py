@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medq_ray import questions
+from medq_ray.questions import read_description
 from medq_ray.questions.commission import Commission, commission_in
 from medq_ray.schema import DEGRADATIONS, GRADES, SEVERITIES
 from medq_ray.synthetic.author import garbage, write
@@ -24,6 +25,20 @@ UNUSABLE = "I cannot judge this image."
 """The answer that an expert has to reject."""
 REFUSAL = "I cannot assess this image."
 """The answer about an image or question that it has no truth for."""
+FAULTS = ("429", "500", "503", "garbage", "slow")
+"""What a first request may meet: a status, a body that is no completion, or an answer that takes SLOW seconds."""
+SLOW = 3.0
+GRADED, EXPERT = "Text to be graded:", "Expert's text, which is right:"
+"""What stands before the two texts in our rubrics (`medq_ray.evaluate.wording`)."""
+
+
+def judged(prompt: str) -> tuple[str, str]:
+    """The graded text and the expert's in a rubric, each a paragraph. Raises ValueError where there are no such."""
+    parts = {name: re.search(rf"^{re.escape(name)}\n(.*?)(?:\n\n|$)", prompt, re.DOTALL | re.MULTILINE)
+             for name in (GRADED, EXPERT)}  # fmt: skip
+    if None in parts.values():
+        raise ValueError("a request without an image is for the judge, and this is no rubric of ours")
+    return parts[GRADED][1], parts[EXPERT][1]
 
 
 def parse_prompt(prompt: str) -> dict:
@@ -109,10 +124,21 @@ class SimulatedOracle:
                 piece["answer"] = others[rng.integers(len(others))]
         return json.dumps(piece)
 
-    def first_status(self, image_id: str, prompt: str) -> int:
-        """HTTP status of the first request for this answer: 200, or 429 or 500 with probability failure_rate."""
+    def first_fault(self, image_id: str, prompt: str) -> str:
+        """What the first request for this answer meets: '', or with probability failure_rate one of FAULTS."""
         rng = self._rng("failure", image_id, prompt)
-        return 200 if rng.random() >= self.failure_rate else (429, 500)[rng.integers(2)]
+        return "" if rng.random() >= self.failure_rate else FAULTS[rng.integers(len(FAULTS))]
+
+    def score(self, prompt: str) -> str:
+        """A judge's reply to a rubric of descriptions: 2 where graded and expert's text say the same, 1 where they name
+        the same degradation, else 0; another score with probability edit_rate."""
+        graded, expert = (read_description(text.strip()) for text in judged(prompt))
+        known = None not in (graded, expert)
+        points = 2 if known and graded == expert else int(known and graded["degradation"] == expert["degradation"])
+        rng = self._rng("judge", "", prompt)
+        if rng.random() < self.edit_rate:
+            points = (points + 1 + int(rng.integers(2))) % 3
+        return f"Score: {points}"
 
     def _rng(self, purpose: str, image_id: str, prompt: str) -> np.random.Generator:
         digest = hashlib.sha256(repr((self.seed, purpose, image_id, prompt)).encode()).digest()

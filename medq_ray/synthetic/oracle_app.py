@@ -1,18 +1,22 @@
 """The simulated oracle as a Ray Serve app that speaks the OpenAI protocol. Imported where it is served, only.
 
-It decodes each image to learn its pixel digest, so an image is known in any lossless container.
+It decodes each image to learn its pixel digest, so an image is known in any lossless container. Like a service that is
+paid for it counts what it was asked and what it answered (GET v1/usage), takes money for an Idempotency-Key once, and
+may be slow, fail, or be out of order for a while.
 """
 
+import asyncio
 import hashlib
 import time
+from collections import Counter
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray import serve
 from ray.serve import Application
 
 from medq_ray.images import from_data_url, pixel_digest
-from medq_ray.synthetic.answers import MODEL, SimulatedOracle
+from medq_ray.synthetic.answers import MODEL, SLOW, SimulatedOracle
 from medq_ray.synthetic.truth import load_truth
 
 IMAGE_TOKENS = 85
@@ -29,16 +33,16 @@ def refused(status: int, message: str, headers: dict[str, str] | None = None) ->
 
 
 def read_request(body: dict) -> tuple[list[str], str]:
-    """(image data URLs, prompt) of the last user message. Raises ValueError unless it has one image or two, and a
+    """(image data URLs, prompt) of the last user message. Raises ValueError unless it has at most two images, and a
     text."""
     messages = [m for m in body.get("messages", []) if m.get("role") == "user"]
     parts = messages[-1].get("content") if messages else None
     if not isinstance(parts, list):
-        raise ValueError("the last user message needs content parts: an image_url or two, and one text")
+        raise ValueError("the last user message needs content parts: at most two of image_url, and one text")
     urls = [part["image_url"]["url"] for part in parts if part.get("type") == "image_url"]
     prompt = "\n".join(part["text"] for part in parts if part.get("type") == "text")
-    if len(urls) not in (1, 2) or not prompt:
-        raise ValueError(f"expected one image or two and a text, found {len(urls)} and {len(prompt)} characters")
+    if len(urls) > 2 or not prompt:
+        raise ValueError(f"expected at most two images and a text, found {len(urls)} and {len(prompt)} characters")
     return urls, prompt
 
 
@@ -79,32 +83,82 @@ def completion(text: str, prompt: str, choices: int, logprobs: bool) -> dict:
 )
 @serve.ingress(api)
 class OracleApp:
-    def __init__(self, world: str, edit_rate: float, reject_rate: float, failure_rate: float, seed: int):
+    """latency: seconds before each answer; outage_after, outage_seconds: once so many requests have been answered,
+    every request gets status 503 for so long."""
+
+    def __init__(
+        self, world: str, edit_rate: float, reject_rate: float, failure_rate: float, seed: int, latency: float,
+        outage_after: int, outage_seconds: float,
+    ):  # fmt: skip
         self.oracle = SimulatedOracle(load_truth(world), edit_rate, reject_rate, failure_rate, seed)
+        self.latency, self.outage_after, self.outage_seconds = latency, outage_after, outage_seconds
         self.failed: set[tuple[str, str]] = set()
+        self.billed: set[str] = set()
+        self.usage: Counter = Counter()
+        self.down_until = 0.0
 
     @api.get("/v1/models")
     async def models(self) -> dict:
         return {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "medq_ray"}]}
 
+    @api.get("/v1/usage")
+    async def used(self) -> dict:
+        """Requests, answers, answers that money was taken for, and the tokens of these."""
+        return {name: self.usage[name] for name in ("requests", "answered", "billed", "prompt_tokens", "tokens")}
+
     @api.post("/v1/chat/completions")
-    async def chat(self, request: Request) -> JSONResponse:
+    async def chat(self, request: Request) -> Response:
         body = await request.json()
+        if self.is_down():
+            return refused(503, "simulated outage")
         if body.get("model") != MODEL:
             return refused(404, f"there is no model {body.get('model')!r} here, only {MODEL!r}")
         try:
             urls, prompt = read_request(body)
-            image_id, *others = (pixel_digest(from_data_url(url)) for url in urls)
+            names = [pixel_digest(from_data_url(url)) for url in urls]
+            text = self.oracle.answer(names[0], prompt, *names[1:]) if names else self.oracle.score(prompt)
         except ValueError as error:
             return refused(400, str(error))
-        status = self.oracle.first_status(image_id, prompt)
-        if status != 200 and (image_id, prompt) not in self.failed:
-            self.failed.add((image_id, prompt))
-            return refused(status, "simulated failure of a first request", {"Retry-After": "0"})
-        text = self.oracle.answer(image_id, prompt, *others)
-        return JSONResponse(completion(text, prompt, body.get("n") or 1, bool(body.get("logprobs"))))
+        self.usage["requests"] += 1
+        if (trouble := await self.trouble("+".join(names), prompt)) is not None:
+            return trouble
+        await asyncio.sleep(self.latency)
+        if self.is_down():  # it went down over this request
+            return refused(503, "simulated outage")
+        reply = completion(text, prompt, body.get("n") or 1, bool(body.get("logprobs")))
+        self.count(request.headers.get("idempotency-key"), reply["usage"])
+        return JSONResponse(reply)
+
+    def is_down(self) -> bool:
+        if self.outage_after and self.usage["answered"] >= self.outage_after and not self.down_until:
+            self.down_until = time.monotonic() + self.outage_seconds
+        return time.monotonic() < self.down_until
+
+    async def trouble(self, image_id: str, prompt: str) -> Response | None:
+        """What the first request for an answer may get instead of it."""
+        fault = self.oracle.first_fault(image_id, prompt)
+        if not fault or (image_id, prompt) in self.failed:
+            return None
+        self.failed.add((image_id, prompt))
+        if fault == "slow":
+            await asyncio.sleep(SLOW)
+            return None
+        if fault == "garbage":
+            return PlainTextResponse("<html>simulated nonsense</html>")
+        return refused(int(fault), "simulated failure of a first request", {"Retry-After": "0"})
+
+    def count(self, key: str | None, usage: dict) -> None:
+        self.usage["answered"] += 1
+        if key is None or key not in self.billed:
+            self.billed.add(key or "")
+            self.usage.update(billed=1, prompt_tokens=usage["prompt_tokens"], tokens=usage["completion_tokens"])
 
 
-def oracle_app(world: str, edit_rate: float, reject_rate: float, failure_rate: float, seed: int) -> Application:
-    """The app for one world folder; one replica, since `failed` lives in it. Nothing starts before serve.run."""
-    return OracleApp.bind(world, edit_rate, reject_rate, failure_rate, seed)
+def oracle_app(
+    world: str, edit_rate: float, reject_rate: float, failure_rate: float, seed: int, latency: float = 0.0,
+    outage_after: int = 0, outage_seconds: float = 0.0,
+) -> Application:
+    """The app for one world folder; one replica, since what it counts lives in it. Nothing starts before serve.run."""
+    return OracleApp.bind(
+        world, edit_rate, reject_rate, failure_rate, seed, latency, outage_after, outage_seconds
+    )  # fmt: skip

@@ -191,4 +191,9 @@ def test_some_are_annotated_twice_and_flips_are_counted(tmp_path):
         assert 400 < len(again) == found[band]["samples"] < 600
         assert all(abs(row["entropy_again"] - row["entropy"] - 0.02) < 1e-9 for row in again)
     assert abs(found[0.0]["moved_95"] - 0.02) < 1e-9
+    config = settings.override(settings.Config(), ["annotate.rescored=0.5", "annotate.tau_entropy=0.4",
+                                                   "annotate.expert_share=1"])  # fmt: skip
+    annotate(tmp_path / "own", config=config, iteration=1, questions=questions, ask_oracle=theirs, ask_self=shaky)
+    rows = pq.read_table(tmp_path / "own" / "annotations.parquet").to_pylist()
+    assert all(abs(row["dead_band"] - 0.02) < 1e-9 for row in rows)  # as wide as they moved
     assert found[0.0]["flips"] == found[0.0]["flips_without_band"] == found[0.05]["flips_without_band"] > 0

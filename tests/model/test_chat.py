@@ -154,3 +154,22 @@ def test_a_remote_endpoint_needs_a_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(EndpointError, match="set OPENAI_API_KEY"):
         Client(Endpoint("https://models.example.org/v1", "m"))
+
+
+FORM = json.dumps({"name": "n", "schema": {"type": "object"}})
+
+
+def test_a_form_is_asked_for_and_done_without_where_there_is_none(stub):
+    async def twice(url: str) -> list[Choice]:
+        client = Client(Endpoint(url, "m", retries=1))
+        try:
+            found = [await client.complete(messages([IMAGE], PROMPT), Sampling(form=FORM)) for _ in range(2)]
+        finally:
+            await client.close()
+        assert found[0] == found[1]
+        return found[0]
+
+    plain = complete(Endpoint(stub.url, "m"), Sampling())
+    assert asyncio.run(twice(stub.url)) == plain and stub.state()["forms"] == 2
+    with running_stub("--formless") as formless:
+        assert asyncio.run(twice(formless.url)) == plain and formless.state()["forms"] == 1  # and never again

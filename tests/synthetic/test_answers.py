@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from medq_ray import questions
+from medq_ray.evaluate.wording import OWN, fill
 from medq_ray.model.prompts import parse_letter, render
 from medq_ray.schema import DEGRADATIONS, MODALITIES, SEVERITIES
-from medq_ray.synthetic.answers import REFUSAL, UNUSABLE, SimulatedOracle, parse_prompt
+from medq_ray.synthetic.answers import FAULTS, REFUSAL, SimulatedOracle, UNUSABLE, judged, parse_prompt
 from medq_ray.synthetic.truth import gold
 
 CELLS = [(m, "none", "none") for m in MODALITIES] + [
@@ -94,12 +95,29 @@ def test_refuses_what_it_has_no_truth_for():
 
 
 def test_failures_at_their_rate():
-    assert {oracle().first_status(i, "q") for i in WORLD} == {200}
-    statuses = [oracle(failure_rate=0.3).first_status(i, "q") for i in WORLD]
-    assert statuses == [oracle(failure_rate=0.3).first_status(i, "q") for i in WORLD]
-    assert set(statuses) == {200, 429, 500}
-    failed = sum(status != 200 for status in statuses) / len(WORLD)
+    assert {oracle().first_fault(i, "q") for i in WORLD} == {""}
+    faults = [oracle(failure_rate=0.3).first_fault(i, "q") for i in WORLD]
+    assert faults == [oracle(failure_rate=0.3).first_fault(i, "q") for i in WORLD]
+    assert set(faults) == {"", *FAULTS}
+    failed = sum(map(bool, faults)) / len(WORLD)
     assert failed == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / len(WORLD)))
+
+
+def test_as_a_judge_it_scores_what_two_descriptions_have_in_common():
+    def rubric(graded: str, expert: str) -> str:
+        return fill(OWN.single["preciseness"], {"[MLLM DESC]": graded, "[GOLDEN DESC]": expert})
+
+    motion, mild = (questions.describe("mri", "motion", severity) for severity in ("severe", "mild"))
+    blur = questions.describe("mri", "blur", "severe")
+    faultless = oracle(edit_rate=0)
+    pairs = {(motion, motion): 2, (mild, motion): 1, (blur, motion): 0, ("It is fine.", motion): 0}
+    for (graded, expert), points in pairs.items():
+        assert judged(rubric(graded, expert)) == (graded, expert)
+        assert faultless.score(rubric(graded, expert)) == f"Score: {points}"
+    scores = [oracle(edit_rate=0.3, seed=seed).score(rubric(motion, motion)) for seed in range(300)]
+    assert sum(score != "Score: 2" for score in scores) / 300 == pytest.approx(0.3, abs=0.1)
+    with pytest.raises(ValueError, match="no rubric of ours"):
+        faultless.score("Hi")
 
 
 def test_rates_above_one_are_named():
