@@ -1,6 +1,7 @@
 """From the run's tables to what each section of the page shows: plain dicts and lists for the template."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -274,7 +275,7 @@ def costs(run: RunFiles) -> dict:
     return {
         "heads": [row["t"] for row in rows],
         "rows": [
-            (name.replace("_", " ").replace(", simulated", ""), "simulated" in name,
+            (re.sub(r"(\w+) \(\1\)", r"\1", name.replace(", simulated", "")), "simulated" in name,
              [amount(cost[name]) if name in cost else "" for cost in by_iteration], amount(total[name]))
             for name in total
         ],

@@ -98,7 +98,7 @@ def test_clusters_budget_and_questions_are_shown(run):
 def test_what_is_simulated_is_marked(run):
     text = page(run)
     assert "Simulated in this run:" in text and "known only because the world is synthetic" in text
-    assert 'oracle money (money) <span class="tag">simulated</span>' in text
+    assert 'oracle money <span class="tag">simulated</span>' in text
     assert 'model output (tokens)<' in text
 
 
