@@ -11,11 +11,14 @@ import pyarrow as pa
 
 from medq_ray.artifacts import digest_folder, digest_of
 from medq_ray.config import Config
+from medq_ray.console import say
 from medq_ray.ledger import Ledger
 from medq_ray.model.account import FOLDER, SUMS, Tariff, usage
 from medq_ray.model.ask import Answer, ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.deploy import resolve_checkpoint, serve_checkpoint
+from medq_ray.privacy import Gate, is_external
+from medq_ray.schema import COMPLETION
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
 from medq_ray.synthetic.oracle import serve_oracle
 from medq_ray.synthetic.world import World
@@ -49,6 +52,7 @@ class Models:
 
     def __init__(self, config: Config, root: Path, world: World):
         self.config, self.root, self.world = config, root, world
+        self.gate = Gate(root)
         self.step = ""
         """The step that is being done, for which requests are written down."""
         self.tag = digest_of(str(root))[:8]
@@ -95,10 +99,28 @@ class Models:
         return Endpoint(url, model, identity, key_from=key_from, tariff=Tariff(**tariff or {}), **limits)
 
     def asker(self, name: str, endpoint: Callable[[], Endpoint]) -> Answer:
-        """A phase's way to ask one model, its answers and their costs in the cache folder `name`."""
-        return lambda prompts, sampling, label: ask(
-            prompts, endpoint(), sampling, self.root / "cache" / name, label, f"{self.step}: {label}"
-        )
+        """A phase's way to ask one model, its answers and their costs in the cache folder `name`. Of pictures that the
+        gate holds, nothing is sent to another machine; their questions come back with that error."""
+
+        def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
+            asked, target = prompts, endpoint()
+            held = {}
+            if is_external(target.base_url):
+                held = self.gate.held(uri for uris in prompts["uris"].to_pylist() for uri in uris)
+                asked = prompts.filter(pa.array([not held.keys() & set(uris) for uris in prompts["uris"].to_pylist()]))
+            found = ask(asked, target, sampling, self.root / "cache" / name, label, f"{self.step}: {label}")
+            if asked.num_rows == prompts.num_rows:
+                return found
+            say(f"  {prompts.num_rows - asked.num_rows} questions are not sent: their images seem to have text in them")
+            rows = [
+                {"question_id": row["question_id"], "run": run, "model": target.model, "text": "", "error": why}
+                for row in prompts.to_pylist() for why in [held[uri] for uri in row["uris"] if uri in held][:1]
+                for run in range(sampling.n)
+            ]  # fmt: skip
+            both = pa.concat_tables([found, pa.Table.from_pylist(rows, schema=COMPLETION)])
+            return both.sort_by([("question_id", "ascending"), ("run", "ascending")])
+
+        return answer
 
     def book(self, ledger: Ledger) -> None:
         """Write into the ledger what the step's answers cost, of the time before a kill too."""

@@ -1,25 +1,14 @@
 """What the sources of a pool allow, against what a run would do with their images."""
 
-import ipaddress
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medq_ray.privacy import is_external
+
 BURNED_IN = '"burned_in": "yes"'
 """In the labels of an image in which a name may be written: to be acknowledged on its own, as 'dicom:burned-in'."""
-
-
-def is_external(url: str) -> bool:
-    """Whether an endpoint is another machine: anything but loopback."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
 
 
 def check_terms(images: pa.Table, endpoints: Sequence[str], acknowledged: Sequence[str]) -> None:

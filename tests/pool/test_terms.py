@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from medq_ray.pool.terms import check_terms, described, is_external
+from medq_ray.pool.terms import check_terms, described
 
 IMAGES = pa.table(
     {
@@ -15,21 +15,6 @@ IMAGES = pa.table(
         "labels": ["{}"] * 4,
     }
 )
-
-
-@pytest.mark.parametrize(
-    ("url", "external"),
-    [
-        ("http://127.0.0.1:8000/v1", False),
-        ("http://localhost/v1", False),
-        ("http://[::1]:80/v1", False),
-        ("https://api.example.com/v1", True),
-        ("http://10.0.0.5:8000/v1", True),
-        ("http://localhost.example.com/v1", True),
-    ],
-)
-def test_anything_but_this_machine_is_external(url, external):
-    assert is_external(url) is external
 
 
 def test_training_needs_the_source_to_allow_it_whoever_labels():
