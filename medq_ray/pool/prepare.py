@@ -13,6 +13,7 @@ from medq_ray.pool.ingest import ingest
 from medq_ray.pool.splits import read_proof, verify
 from medq_ray.pool.store import Pool, encoder_identity, open_pool, with_image
 from medq_ray.pool.terms import check_terms, described
+from medq_ray.privacy import is_external
 from medq_ray.schema import POOL_IMAGE
 from medq_ray.synthetic.world import World
 
@@ -32,7 +33,8 @@ class Given:
 
 def check_pool(config: Config) -> Given:
     """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it
-    has no passing split proof, or when a source's terms forbid what the run would do."""
+    has no passing split proof, when a source's terms forbid what the run would do, or when it is marked and the run would
+    send images elsewhere."""
     pool = open_pool(Path(config.pool.path))
     if pool.settings["encoder"] != encoder_identity(config.encoder.name):
         its = pool.settings["encoder"]
@@ -40,14 +42,23 @@ def check_pool(config: Config) -> Given:
     rows = pool.rows()
     proof = read_proof(pool, rows)
     check_use(rows, config)
+    if abroad := [url for url in endpoints_of(config) if is_external(url)]:
+        if pool.stays:
+            instead = f"use models on this machine, or take the mark back: medq pool mark {pool.root} --may-leave"
+            raise ValueError(f"{pool.root} is marked: its images never leave this machine, and {abroad[0]} is another; "
+                             f"{instead}")  # fmt: skip
     return Given(pool, proof["pool"])
+
+
+def endpoints_of(config: Config) -> list[str]:
+    """Addresses that a run sends images to."""
+    return [url for url in (config.oracle.base_url, config.engine.base_url) if url]
 
 
 def check_use(rows: pa.Table, config: Config) -> None:
     """Raises ValueError when a source of any image forbids what the run would do (`terms.check_terms`). To be called
     whenever a run starts: it may have been given another endpoint than before. rows: of `Pool.rows`."""
-    endpoints = [url for url in (config.oracle.base_url, config.engine.base_url) if url]
-    check_terms(with_image(rows), endpoints, config.pool.acknowledged)
+    check_terms(with_image(rows), endpoints_of(config), config.pool.acknowledged)
 
 
 def prepare(folder: Path, *, world: World, config: Config, given: Given | None, own: Path) -> dict:

@@ -51,6 +51,10 @@ def keyed(salt: str, *parts: str) -> str:
     return hashlib.blake2b(data, key=salt.encode(), digest_size=8).hexdigest()
 
 
+STAYS = "STAYS-HERE"
+"""The mark of a pool whose images never leave this machine, whatever is acknowledged."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """An opened pool."""
@@ -62,6 +66,18 @@ class Pool:
     @property
     def private(self) -> Path:
         return self.root / "private"
+
+    @property
+    def stays(self) -> bool:
+        """Whether somebody has said that its images never leave this machine."""
+        return (self.root / STAYS).exists()
+
+    def mark(self, stays: bool) -> None:
+        """Say so, or take it back."""
+        if stays:
+            (self.root / STAYS).write_text("The images of this pool never leave this machine.\n")
+        else:
+            (self.root / STAYS).unlink(missing_ok=True)
 
     @property
     def salt(self) -> str:

@@ -3,8 +3,10 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from click.testing import CliRunner
 from fake_pool import fake_pool
 
+from medq_ray import cli
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.config import Config, override
 from medq_ray.pool.ingest import ingest
@@ -48,6 +50,20 @@ def test_the_sources_terms_stop_a_run_until_acknowledged(tmp_path):
     with pytest.raises(ValueError, match="eyeq .licence: Kaggle. may not be sent to https://api.example.com"):
         check_pool(settings(pool, abroad))
     check_pool(settings(pool, abroad, "pool.acknowledged=[eyeq]"))
+
+
+def test_a_marked_pool_stays_here_whatever_is_acknowledged(tmp_path):
+    pool = fake_pool(tmp_path / "p", [{"source": "eyeq", "share": False}, {}])
+    verify(pool)
+    marked = CliRunner().invoke(cli.main, ["pool", "mark", str(pool.root)])
+    assert marked.exit_code == 0 and "never leave this machine" in marked.output
+    check_pool(settings(pool))
+    check_pool(settings(pool, "oracle.base_url=http://127.0.0.1:1/v1"))
+    for model in ("oracle", "engine"):
+        with pytest.raises(ValueError, match="is marked: its images never leave .* medq pool mark .* --may-leave"):
+            check_pool(settings(pool, f"{model}.base_url=https://api.example.com/v1", "pool.acknowledged=[eyeq]"))
+    assert CliRunner().invoke(cli.main, ["pool", "mark", str(pool.root), "--may-leave"]).exit_code == 0
+    check_pool(settings(pool, "oracle.base_url=https://api.example.com/v1", "pool.acknowledged=[eyeq]"))
 
 
 def test_a_pool_must_have_the_images_that_are_asked_about(tmp_path):
