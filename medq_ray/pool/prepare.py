@@ -33,8 +33,8 @@ class Given:
 
 def check_pool(config: Config) -> Given:
     """The pool in the settings. Raises ValueError when there is none, when it was made with another encoder, when it
-    has no passing split proof, when a source's terms forbid what the run would do, or when it is marked and the run would
-    send images elsewhere."""
+    has no passing split proof, when a source's terms forbid what the run would do, or when it is marked and the run
+    would send images elsewhere."""
     pool = open_pool(Path(config.pool.path))
     if pool.settings["encoder"] != encoder_identity(config.encoder.name):
         its = pool.settings["encoder"]
