@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -112,9 +112,15 @@ class Paid(Section):
     tokens_per_minute: float = Field(0.0, ge=0)
     """Its rate limit, of prompts and longest answers together; 0: none."""
 
-    def tariff(self) -> dict[str, float | None]:
+    @model_validator(mode="after")
+    def priced(self) -> "Paid":
+        if self.max_cost is not None and not (self.input_price and self.output_price):
+            raise ValueError("max_cost limits nothing without input_price and output_price: set them too")
+        return self
+
+    def tariff(self) -> dict[str, float | str | None]:
         """What an answer costs and how fast it may be asked, as account.Tariff takes it."""
-        return {name: getattr(self, name) for name in Paid.model_fields}
+        return {name: getattr(self, name) for name in Paid.model_fields} | {"section": type(self).__name__.lower()}
 
 
 class Judge(Paid):

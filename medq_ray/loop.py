@@ -42,6 +42,8 @@ from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
+VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 2, "review": 2}
+"""Of phases whose results have changed under equal settings; a run of before is not finished with them."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
 
@@ -151,7 +153,8 @@ class Loop:
             return counts
 
         used = {section: self.settings[section] for section in sections} | {"seed": self.config.seed}
-        step = self.run.step(name, booked, settings=used, inputs=inputs)
+        version = VERSIONS.get(name.rpartition("/")[2], 1)
+        step = self.run.step(name, booked, settings=used, inputs=inputs, version=version)
         if before is None:
             self.ledger.add(step=name, what="wall time", amount=step.manifest["seconds"], unit="seconds")
             say(f"  {name}: {describe_counts(step)} in {step.manifest['seconds']:.0f} s")

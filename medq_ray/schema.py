@@ -274,7 +274,7 @@ ANNOTATION = pa.schema(
         ("oracle_text", pa.string()),
         ("oracle_model", pa.string()),
         ("oracle_simulated", pa.bool_()),
-        ("self_text", pa.string()),  # '' at cold start
+        ("self_text", pa.string()),
         ("self_model", pa.string()),
         ("entropy", pa.float64()),  # of the self annotation
         ("entropy_again", pa.float64()),  # of the share that is annotated twice, else null

@@ -46,6 +46,10 @@ def test_overrides_take_yaml_values():
     assert override(Config(), ["oracle.model=@cf/llava"]).oracle.model == "@cf/llava"  # YAML reserves the @
     changed = override(Config(), ["explore.kinds=[what, how]", "engine.base_url=null", "evolve.learning_rate=1e-3"])
     assert changed.explore.kinds == ("what", "how") and changed.engine.base_url is None
+    with pytest.raises(ValueError, match="oracle: .*max_cost limits nothing without input_price and output_price"):
+        override(Config(), ["oracle.max_cost=5"])
+    priced = override(Config(), ["oracle.max_cost=5", "oracle.input_price=2.5", "oracle.output_price=10"])
+    assert priced.oracle.tariff()["section"] == "oracle" and priced.judge.tariff()["section"] == "judge"
     for kinds in ("[]", "[what, what]"):
         with pytest.raises(ValueError, match="explore.kinds: .*one or more kinds, each once"):
             override(Config(), [f"explore.kinds={kinds}"])

@@ -13,7 +13,7 @@ from medq_ray.annotate.agreement import agreement, readable
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.intervals import wilson
 
-SHARES = np.round(np.arange(0, 0.61, 0.02), 2)
+SHARES = np.round(np.arange(0, 1.01, 0.02), 2)
 """Experts' shares of a curve."""
 AGREEMENTS = (0.2, 0.5, 0.7, 1.0)
 """tau_ann that are tried: letters agree or not, and a description's R takes few values (`annotate.agreement`)."""
@@ -59,6 +59,11 @@ def reviewed(run_dir: Path, iteration: int) -> Reviewed:
         route: sum(row["route"] == route for row in rows) / max(1, sum(row["route"] == route for row in seen))
         for route in ("oracle", "self")
     }
+    for route in ("oracle", "self"):
+        unseen = sum(row["route"] == route for row in rows)
+        if unseen and not any(row["route"] == route for row in seen):
+            hint = "calibrate on another iteration, or raise annotate.audit_share"
+            raise ValueError(f"{folder}: experts saw none of the {unseen} annotations of route {route}; {hint}")
     found = []
     for row in seen:
         kind, options = asked[row["question_id"]]["kind"], len(asked[row["question_id"]]["options"])
@@ -66,14 +71,16 @@ def reviewed(run_dir: Path, iteration: int) -> Reviewed:
         usable = [readable(kind, row[name], options) is not None for name in ("oracle_text", "self_text")]
         wrong = [agreement(kind, row[name], right, options) < 1 for name in ("oracle_text", "self_text")]
         entropy = np.nan if row["entropy"] is None else row["entropy"]
-        delta = row["agreement"] if usable[1] else -1.0  # nothing of the model's to adopt: never consistent
+        comparable = usable[1] and row["agreement"] is not None
+        delta = row["agreement"] if comparable else -1.0  # nothing of the model's to adopt: never consistent
         found.append((entropy, delta, not usable[0] or not np.isfinite(entropy), *wrong, audits.get(row["route"], 1.0)))
     columns = [np.array(column) for column in zip(*found, strict=True)]
     return Reviewed(*columns)
 
 
 def outcome(samples: Reviewed, tau_entropy: float, tau_agreement: float) -> dict:
-    """{tau_entropy, tau_agreement, expert_share, label_error, ci95} with these thresholds; experts make no error."""
+    """{tau_entropy, tau_agreement, expert_share, label_error, ci95, forced} with these thresholds, without dead band
+    and audits; experts make no error; forced: samples that must go to them."""
     confident = np.nan_to_num(samples.entropy, nan=np.inf) < tau_entropy
     agrees = samples.delta >= tau_agreement
     expert = samples.forced | (confident & ~agrees)
@@ -83,14 +90,14 @@ def outcome(samples: Reviewed, tau_entropy: float, tau_agreement: float) -> dict
     effective = int(total**2 / (samples.weight**2).sum())  # Kish: weights make samples worth fewer
     return {"tau_entropy": float(tau_entropy), "tau_agreement": float(tau_agreement),
             "expert_share": float((samples.weight * expert).sum() / total), "label_error": error,
+            "forced": int(samples.forced.sum()),
             "ci95": list(wilson(error, effective))}  # fmt: skip
 
 
 def curve(samples: Reviewed) -> list[dict]:
     """The `outcome` with the least label error for each of SHARES, of experts' shares that do not exceed it."""
     taus = np.unique(np.append(samples.entropy[np.isfinite(samples.entropy)], [0.0]))
-    taus = taus[:: max(1, len(taus) // 200)]
-    taus = np.append(taus, np.nextafter(taus[-1], np.inf))
+    taus = np.append(taus[:: max(1, len(taus) // 200)], np.nextafter(taus[-1], np.inf))
     tried = [outcome(samples, tau, agreed) for agreed in AGREEMENTS for tau in taus]
     points = []
     for share in SHARES:
@@ -113,7 +120,8 @@ def propose(points: list[dict], *, experts: float | None, error: float | None) -
     fits = [point for point in points if point["expert_share"] <= experts]
     if not fits:
         least = min(point["expert_share"] for point in points)
-        raise ValueError(f"experts see {100 * least:.0f} % at least: so many annotations have no usable label")
+        why = f"{int(points[0]['forced'])} of the reviewed annotations have no usable label, or no known entropy"
+        raise ValueError(f"experts see {100 * least:.0f} % at least: {why}")
     return min(fits, key=lambda point: (point["label_error"], point["expert_share"]))
 
 
@@ -136,8 +144,8 @@ def routes_table(routes: list[dict]) -> str:
     lines = ["t  cold_start  oracle    self  expert  dropped  audits  experts see   tau_H  tau_ann  flipped"]
     for row in routes:
         counts = "  ".join(f"{row['routes'][name]:{width},}" for name, width in COLUMNS.items())
-        line = f"{row['iteration']}  {counts}  {row['audits']:6,}  {100 * row['expert_share']:9.1f} %"
-        if "tau_entropy" in row:
+        line = f"{row['iteration']}  {counts}  {row.get('audits', 0):6,}  {100 * row['expert_share']:9.1f} %"
+        if "noise" in row:
             noise = row["noise"]
             line += f"  {row['tau_entropy']:6.4f}  {row['tau_agreement']:7.2f}  {noise['flips']} of {noise['samples']}"
         lines.append(line)

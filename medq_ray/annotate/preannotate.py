@@ -131,18 +131,19 @@ def afforded(samples: list[Sample], tau: Thresholds, config: Config) -> Threshol
     draws = [audited(sample, config) and route != "dropped" for sample, route in zip(samples, low, strict=True)]
     disagrees = np.array([route == "expert" for route in high], bool)
     limit = affordable(entropy, disagrees, forced, np.array(draws, bool), most, tau.band)
-    if forced.sum() > most:
-        say(f"  {forced.sum():,} annotations need an expert whatever annotate.expert_share says ({most:,})")
     if limit >= tau.entropy:
         return tau
-    say(f"  tau_H is {limit:.4f} instead of {tau.entropy:g}: experts see {100 * config.annotate.expert_share:g} %")
-    return replace(tau, entropy=limit)
+    lower = replace(tau, entropy=limit)
+    seen = sum(drawn_ or sample.routed(lower).route == "expert" for sample, drawn_ in zip(samples, draws, strict=True))
+    over = "" if seen <= most else f", more than annotate.expert_share: {seen:,} have no usable label, or are audited"
+    say(f"  tau_H is {limit:.4f} instead of {tau.entropy:g}: experts see {100 * seen / max(1, kept):.1f} %{over}")
+    return lower
 
 
 def record(sample: Sample, tau: Thresholds, config: Config, iteration: int) -> dict:
     """One row of schema.ANNOTATION."""
     routed = sample.routed(tau) if iteration > 0 else route_cold_start(sample.theirs)
-    used = tau if iteration > 0 else Thresholds(None, None, None)
+    used = (tau.entropy, tau.agreement, tau.band) if iteration > 0 else (None, None, None)
     return {
         "question_id": sample.question["question_id"],
         "image_id": sample.question["image_id"],
@@ -154,9 +155,7 @@ def record(sample: Sample, tau: Thresholds, config: Config, iteration: int) -> d
         "entropy": sample.own["entropy"],
         "entropy_again": None if sample.again is None else sample.again["entropy"],
         "agreement": sample.delta,
-        "tau_entropy": used.entropy,
-        "tau_agreement": used.agreement,
-        "dead_band": used.band,
+        **dict(zip(("tau_entropy", "tau_agreement", "dead_band"), used, strict=True)),
         "route": routed.route,
         "audit": routed.route in ("oracle", "self") and audited(sample, config),
         "reason": routed.reason,

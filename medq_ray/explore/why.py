@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray.artifacts import Run, Step
+from medq_ray.questions import LETTERS
 
 SHOWN = 3
 """Failures of a prototype that are shown, of different images if there are so many, those in the paying cell first."""
@@ -42,19 +43,19 @@ def iteration(t: int, explored: Step, evaluated: Step, image_id: str) -> list[st
     """Lines on what one iteration did with an image, none where it did nothing."""
     picked = of_image(explored.table("selection"), image_id)
     hits = sorted(of_image(explored.table("retrieved"), image_id), key=lambda hit: -hit["similarity"])
-    tau = explored.manifest["identity"]["settings"]["explore"]["tau_sim"]
+    settings = explored.manifest["identity"]["settings"]["explore"]
     if not picked and not hits:
         return []
     retrieved = ", ".join(f"prototype {hit['prototype_id']} ({hit['similarity']:.3f})" for hit in hits)
     if not picked:
-        return [f"iteration {t}: retrieved by {retrieved}, all above tau_sim = {tau}, and not selected"]
+        return [f"iteration {t}: retrieved by {retrieved}, all above tau_sim = {settings['tau_sim']}, and not selected"]
     (pick,) = picked
     lines = [f"iteration {t}: {image_id}, {pick['modality']}, selected by strategy {pick['strategy']}"]
     if pick["prototype_id"] is None:
         score = "" if pick["score"] is None else f", with a score of {pick['score']:.3f}"
         lines.append(f"  no prototype chose it{score}")
     else:
-        lines += share(explored, pick) + prototype(evaluated, pick, tau)
+        lines += share(explored, pick) + prototype(evaluated, pick, settings)
     if len(hits) > (pick["prototype_id"] is not None):
         lines.append(f"  retrieved by {retrieved}")
     return lines + questions(explored, image_id)
@@ -78,17 +79,19 @@ def share(explored: Step, pick: dict) -> list[str]:
     ]
 
 
-def prototype(evaluated: Step, pick: dict, tau: float) -> list[str]:
+def prototype(evaluated: Step, pick: dict, settings: dict) -> list[str]:
     """The prototype that it resembles, and failures that this stands for."""
-    table = evaluated.table("prototypes")
+    table, tau = evaluated.table("prototypes"), settings["tau_sim"]
     (own,) = table.filter(pc.equal(table["prototype_id"], pick["prototype_id"])).to_pylist()
     shares = sorted(dict(own["capabilities"]).items(), key=lambda item: (-item[1], item[0]))
     mixture = ", ".join(f"{name} {100 * part:.0f} %" for name, part in shares if part >= 0.2)
     failures = {row["question_id"]: row for row in evaluated.table("failures").to_pylist()}
+    scored = ""
+    if pick["strategy"] == "failure_driven":
+        weighed = ", times what the nearest dev images say of the weakness" if settings["neighbours"] else ""
+        scored = f"; score {pick['score']:.3f}: similarity times the cell's share of the prototype{weighed}"
     lines = [
-        f"  looks like prototype {own['prototype_id']}: similarity {pick['similarity']:.3f} (tau_sim = {tau}); score "
-        f"{pick['score']:.3f}, which is it times the cell's share of the prototype, times what the nearest dev images "
-        "say of the weakness",
+        f"  looks like prototype {own['prototype_id']}: similarity {pick['similarity']:.3f} (tau_sim = {tau}){scored}",
         f"  which is {own['size']} failures: {mixture}",
         f"  nearest to its middle: {own['medoid']} {own['medoid_uri']}",
     ]
@@ -110,12 +113,18 @@ def examples(failures: list[dict], cell: str) -> list[dict]:
     return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])[:SHOWN]]
 
 
+def in_words(question: dict) -> str:
+    """The oracle's answer: the option, not its letter."""
+    answer, options = question["answer"], question["options"]
+    return options[LETTERS.index(answer)] if answer in tuple(LETTERS[: len(options)]) else answer
+
+
 def questions(explored: Step, image_id: str) -> list[str]:
     """What was asked about it."""
     rows = of_image(explored.table("questions"), image_id)
     asked = [
         f"  asked ({row['kind']}): {row['text']} {' / '.join(row['options'])}".rstrip()
-        + (f" -> {row['answer']}" if row["answer"] else "")
+        + (f" -> {in_words(row)}" if row["answer"] else "")
         for row in rows
     ]
     dropped = [row for row in explored.table("dropped").to_pylist() if row["id"].partition("-")[0] == image_id]

@@ -32,12 +32,14 @@ class Tariff:
     """Of a million prompt tokens."""
     output_price: float = 0.0
     """Of a million tokens written."""
+    section: str = "oracle"
+    """Of the settings that name it."""
     max_cost: float | None = None
     """Most that all requests together may cost, in the prices' money; None: no limit."""
     requests_per_minute: float = 0.0
     """0: no limit."""
     tokens_per_minute: float = 0.0
-    """Prompt and longest answer together, as OpenAI counts them; 0: no limit."""
+    """Prompt and longest answer together, each at its most, so that a limit is rather kept too well; 0: no limit."""
 
     def cost(self, prompt_tokens: int, tokens: int) -> float:
         return (prompt_tokens * self.input_price + tokens * self.output_price) / MILLION
@@ -49,12 +51,13 @@ class Pace:
     def __init__(self, per_minute: float):
         self.seconds = 60 / per_minute if per_minute else 0.0
         self.free = 0.0
+        self.queue = asyncio.Lock()
 
     async def turn(self, units: float) -> None:
-        now = time.monotonic()
-        start = max(now, self.free)
-        self.free = start + units * self.seconds
-        await asyncio.sleep(start - now)
+        async with self.queue:  # one looks at the clock: whoever was told to wait holds up all behind him
+            while (wait := self.free - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            self.free = time.monotonic() + units * self.seconds
 
     def hold(self, seconds: float) -> None:
         """Nobody's turn for so long."""
@@ -76,26 +79,41 @@ class Account:
         self.requests, self.tokens = Pace(tariff.requests_per_minute), Pace(tariff.tokens_per_minute)
         self.file = None
 
-    async def admit(self, messages: list[dict], most_tokens: int) -> str:
+    async def admit(self, messages: list[dict], most_tokens: int, *, probe: bool = False) -> str:
         """Wait for a request's turn, write down that it is sent and return its number. Raises OverBudget when it could
         cost more than is left; while others are under way, which mostly cost less than they could, it waits for them.
 
-        most_tokens: of all its answers together.
+        most_tokens: of all its answers together; probe: a look whether the endpoint is alive, which waits for nobody.
         """
-        prompt = max(self.most, most_prompt_tokens(messages))
+        prompt = most_prompt_tokens(messages, self.most)
         worst, limit, number = self.tariff.cost(prompt, most_tokens), self.tariff.max_cost, uuid.uuid4().hex
+        line = {"id": number, "purpose": self.purpose, "at": round(time.time(), 3), "most": worst}
+        if probe:
+            self._afford(worst)
+            self.reserved[number] = worst
+            self._write(line | {"probe": True})
+            return number
         async with self.changed:
             if limit is not None:
                 await self.changed.wait_for(
                     lambda: not self.reserved or self.spent + sum(self.reserved.values()) + worst <= limit
                 )
-                if self.spent + worst > limit:
-                    raise OverBudget(f"{self.spent:.4f} of {limit:g} is spent and another request may cost {worst:.4f}")
+            self._afford(worst)
             self.reserved[number] = worst
-        await self.requests.turn(1)
-        await self.tokens.turn(prompt + most_tokens)
-        self._write({"id": number, "purpose": self.purpose, "at": round(time.time(), 3), "most": worst})
+        try:
+            await self.requests.turn(1)
+            await self.tokens.turn(prompt + most_tokens)
+        except asyncio.CancelledError:  # it was never sent
+            del self.reserved[number]
+            raise
+        self._write(line)
         return number
+
+    def _afford(self, worst: float) -> None:
+        """Raises OverBudget when so much is not left."""
+        limit = self.tariff.max_cost
+        if limit is not None and self.spent + worst > limit:
+            raise OverBudget(f"{self.spent:.4f} of {limit:g} is spent and another request may cost {worst:.4f}")
 
     async def close(self, number: str, used: tuple[int, int] | None, seconds: float, outcome: str) -> None:
         """Write down how a request ended; used: tokens of prompt and answers, None where it may have been answered and
@@ -120,18 +138,19 @@ class Account:
 
 
 def note_cached(folder: Path, purpose: str, count: int) -> None:
-    """Write down that so many answers were there already, and cost nothing."""
-    if count:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        with open(folder / FOLDER / "cached.jsonl", "a") as file:
-            file.write(json.dumps({"purpose": purpose, "at": round(time.time(), 3), "cached": count}) + "\n")
+    """Write down that so many answers were there already, and cost nothing; 0 too, since after a kill more are."""
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    with open(folder / FOLDER / "cached.jsonl", "a") as file:
+        file.write(json.dumps({"purpose": purpose, "at": round(time.time(), 3), "cached": count}) + "\n")
 
 
-def most_prompt_tokens(messages: list[dict]) -> int:
-    """No tokenizer makes more tokens of a text than it has bytes; images count as IMAGE_TOKENS."""
+def most_prompt_tokens(messages: list[dict], seen: int = 0) -> int:
+    """No tokenizer makes more tokens of a text than it has bytes; images count as IMAGE_TOKENS, or with the text as
+    what was seen of one request, if that was more."""
     parts = [part for message in messages for part in in_parts(message["content"])]
     texts = [part["text"] for part in parts if part["type"] == "text"]
-    return IMAGE_TOKENS * (len(parts) - len(texts)) + sum(len(text.encode("utf-8", "replace")) for text in texts)
+    said, images = sum(len(text.encode("utf-8", "replace")) for text in texts), len(parts) - len(texts)
+    return max(IMAGE_TOKENS * images + said, seen) if images else said
 
 
 def in_parts(content: str | list[dict]) -> list[dict]:
@@ -152,19 +171,21 @@ def lines_of(path: Path) -> Iterator[dict]:
 
 
 def requests(folder: Path) -> Iterator[dict]:
-    """One row for each request that was sent: {purpose, at, prompt_tokens, tokens, seconds, money, outcome}. Of one
-    that never ended the outcome is 'unknown', and the money the most that it may have cost. Raises as `lines_of`."""
+    """One row for each request that was sent: {purpose, at, probe, prompt_tokens, tokens, seconds, money, outcome}. Of
+    one that never ended the outcome is 'unknown', and the money the most that it may have cost. Raises as `lines_of`."""
     for path in sorted((folder / FOLDER).glob("*.jsonl")):
         sent: dict[str, dict] = {}
         for line in lines_of(path):
+            if "outcome" in line and line["id"] not in sent:
+                raise ValueError(f"{path}: a request ends that never began; delete the file, and it is forgotten")
             if "outcome" in line:
                 opened = sent.pop(line.pop("id"))
-                yield {"purpose": opened["purpose"], "at": opened["at"]} | line
+                yield {"purpose": opened["purpose"], "at": opened["at"], "probe": "probe" in opened} | line
             elif "id" in line:
                 sent[line.pop("id")] = line
         for line in sent.values():
-            yield {"purpose": line["purpose"], "at": line["at"], "prompt_tokens": 0, "tokens": 0, "seconds": 0.0,
-                   "money": line["most"], "outcome": "unknown"}  # fmt: skip
+            yield {"purpose": line["purpose"], "at": line["at"], "probe": "probe" in line, "prompt_tokens": 0,
+                   "tokens": 0, "seconds": 0.0, "money": line["most"], "outcome": "unknown"}  # fmt: skip
 
 
 SUMS = {"requests": "requests", "cached": "requests", "failed": "requests", "unknown": "requests",
@@ -173,18 +194,20 @@ SUMS = {"requests": "requests", "cached": "requests", "failed": "requests", "unk
 
 
 def usage(folder: Path, purpose: str) -> dict[str, float]:
-    """SUMS over the requests whose purpose starts so. cached: answers that were there; failed: requests that ended
-    without one; unknown: that were under way when somebody killed us; seconds: of waiting for answers, which overlap.
-    """
+    """SUMS over the requests whose purpose starts so; looks whether an endpoint is alive only cost. cached: answers that
+    were there before the first was sent; failed: requests that ended without one; unknown: that were under way when
+    somebody killed us; seconds: of waiting for answers, which overlap."""
     sums = dict.fromkeys(SUMS, 0.0)
     for line in requests(folder):
         if line["purpose"].startswith(purpose):
-            sums["requests"] += 1
-            sums["failed"] += line["outcome"] not in ("answered", "unknown")
-            sums["unknown"] += line["outcome"] == "unknown"
+            sums["requests"] += not line["probe"]
+            sums["failed"] += not line["probe"] and line["outcome"] not in ("answered", "unknown")
+            sums["unknown"] += not line["probe"] and line["outcome"] == "unknown"
             for name in ("prompt_tokens", "tokens", "seconds", "money"):
                 sums[name] += line[name]
     kept = folder / FOLDER / "cached.jsonl"
+    first: dict[str, int] = {}
     for line in lines_of(kept) if kept.exists() else ():
-        sums["cached"] += line["cached"] if line["purpose"].startswith(purpose) else 0
-    return sums
+        if line["purpose"].startswith(purpose):
+            first.setdefault(line["purpose"], line["cached"])
+    return sums | {"cached": float(sum(first.values()))}

@@ -75,7 +75,7 @@ def get_answers(
     with console.progress(prompts.num_rows, label, unit="question") as bar:
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
         bar.update(bar.initial)
-        note_cached(cache, purpose, bar.initial)
+        note_cached(cache, purpose, len(pc.unique(keys)) - pending.num_rows)
         for answered in send(pending, endpoint, sampling, cache, purpose, bar.update) if pending.num_rows else ():
             failed = answered.filter(pc.not_equal(answered["error"], ""))
             errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))

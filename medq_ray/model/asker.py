@@ -57,6 +57,8 @@ class Asker:
         self.flying, self.failed, self.answered = 0, 0, 0
         self.greeting, self.greeted = asyncio.Lock(), False
         self.suspects: list[Suspect] = []
+        self.fatal: EndpointError | None = None
+        """Why the endpoint cannot be used."""
 
     async def __call__(self, batch: pa.Table, tell: Callable[[int], object] = lambda count: None) -> pa.Table:
         """tell: is given 1 when a request has been answered."""
@@ -64,12 +66,12 @@ class Asker:
         tasks = [asyncio.create_task(self.answer(**row)) for row in rows]
         for task in tasks:
             task.add_done_callback(lambda _: tell(1))
-        try:
-            errors = await asyncio.gather(*tasks)
-        except EndpointError as error:  # as data: an exception would reach the driver inside a Ray traceback
-            for task in tasks:
-                task.cancel()
-            return pa.table([[""], [str(error)], [True]], schema=ANSWERED)
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in errors:
+            if isinstance(error, BaseException) and not isinstance(error, EndpointError):
+                raise error
+        if self.fatal is not None:  # as data: an exception would reach the driver inside a Ray traceback
+            return pa.table([[""], [str(self.fatal)], [True]], schema=ANSWERED)
         return pa.table([[row["key"] for row in rows], errors, [False] * len(rows)], schema=ANSWERED)
 
     async def once(self, batch: pa.Table, tell: Callable[[int], object]) -> pa.Table:
@@ -88,7 +90,13 @@ class Asker:
                 urls = await asyncio.to_thread(lambda: [data_url(read_image(uri)) for uri in uris])
             except ValueError as error:
                 return f"unreadable image: {error}"
-            choices = await self.ask(key, messages(urls, prompt))
+            if self.fatal is not None:  # what is under way is paid for, and ends; nothing new is sent
+                raise self.fatal
+            try:
+                choices = await self.ask(key, messages(urls, prompt))
+            except EndpointError as error:
+                self.fatal = error
+                raise
         answered = any(not choice.error for choice in choices)  # of five, one may be refused for what it says
         error = "" if answered else choices[0].error
         if answered or error == CULPRIT:

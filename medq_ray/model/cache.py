@@ -16,7 +16,10 @@ PLACE = 48
 def request_key(endpoint: Endpoint, images: Sequence[str], prompt: str, sampling: Sampling) -> str:
     """What makes two requests the same: 32 hex digits of sha256 over model, checkpoint, image digests, prompt and
     sampling. The address is not part of it: the same checkpoint on another port is the same model."""
-    content = [endpoint.model, endpoint.identity, list(images), prompt, asdict(sampling)]
+    asked = asdict(sampling)
+    if not sampling.form:  # as it was before there were forms: answers of then are known
+        del asked["form"]
+    content = [endpoint.model, endpoint.identity, list(images), prompt, asked]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 

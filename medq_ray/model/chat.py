@@ -121,6 +121,12 @@ class Malformed(ValueError):
 
 def read_reply(body: str) -> list[Choice]:
     """Read a chat completion. Raises Malformed when it is not JSON or has no choice."""
+    return read_bill(body)[0]
+
+
+def read_bill(body: str) -> tuple[list[Choice], tuple[int, int] | None]:
+    """`read_reply`, and the tokens that are paid for: (of the prompt, of all that was written, thoughts that nobody
+    sees among them); None where the endpoint does not say."""
     try:
         data = json.loads(body)
         usage = data.get("usage") or {}
@@ -138,15 +144,8 @@ def read_reply(body: str) -> list[Choice]:
         raise Malformed(f"no chat completion: {body[:60]!r}") from error
     if not choices:
         raise Malformed("no choices")
-    return choices
-
-
-def written(choices: list[Choice], body: str) -> int:
-    """Tokens of all choices of a reply, 0 where the endpoint does not say."""
-    known = [choice.tokens for choice in choices]
-    if None not in known:
-        return sum(known)
-    return whole((json.loads(body).get("usage") or {}).get("completion_tokens")) or 0
+    billed = facts["prompt_tokens"], whole(usage.get("completion_tokens"))
+    return choices, None if None in billed else billed
 
 
 def whole(number: object) -> int | None:
@@ -226,15 +225,16 @@ class Client:
         for attempt in range(1, self.endpoint.retries + 2):
             wait = min(BACKOFF * 2 ** (attempt - 1), BACKOFF_LIMIT) * random.uniform(0.5, 1)
             limited = hung = False
+            formed = bool(sampling.form) and self.forms  # others may learn meanwhile that it takes none
             try:
                 choices = await self._request(messages, sampling, key)
                 self.answered = True
                 return choices
             except openai.APIStatusError as error:
                 status, reason = error.status_code, f"HTTP {error.status_code}"
-                if status == 400 and self.forms and sampling.form and "response_format" in error.message:
-                    self.forms, wait = False, 0.0  # it has none: strict reading is left
-                    continue
+                if formed and status in (400, 422) and "response_format" in error.message:
+                    self.forms = False  # strict reading is left
+                    return await self._answer(messages, replace(sampling, form=""), key)
                 if status in FATAL_STATUS:
                     raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
                 if status < 500 and status not in RETRIED_STATUS:
@@ -282,7 +282,7 @@ class Client:
         hello = [{"role": "user", "content": "Hi"}]
         sampling = Sampling(max_tokens=1, logprobs=False)
         try:
-            await self._request(hello, sampling, timeout=min(self.endpoint.timeout, PROBE_TIMEOUT))
+            await self._request(hello, sampling, timeout=min(self.endpoint.timeout, PROBE_TIMEOUT), probe=True)
         except openai.APIStatusError as error:
             return error.status_code < 500
         except (openai.APIConnectionError, Malformed):
@@ -300,32 +300,39 @@ class Client:
             await asyncio.sleep(PROBE_PAUSE)
 
     async def _request(
-        self, messages: list[dict], sampling: Sampling, key: str = "", timeout: float | None = None
-    ) -> list[Choice]:
+        self, messages: list[dict], sampling: Sampling, key: str = "", timeout: float | None = None, *,
+        probe: bool = False,
+    ) -> list[Choice]:  # fmt: skip
         """One request, admitted and written down by the account."""
+        import httpx
         import openai
 
         if self.account is None:
             return (await self._send(messages, sampling, key, timeout))[0]
         try:
-            number = await self.account.admit(messages, sampling.n * sampling.max_tokens)
+            number = await self.account.admit(messages, sampling.n * sampling.max_tokens, probe=probe)
         except OverBudget as error:
-            raise self._unusable(str(error), "raise its max_cost, then run the same command again") from error
+            advice = f"raise {self.endpoint.tariff.section}.max_cost, then run the same command again"
+            raise self._unusable(str(error), advice) from error
         began, used, outcome = time.monotonic(), None, "lost"  # an answer may have been made, and paid for
         try:
-            choices, tokens = await self._send(messages, sampling, key, timeout)
-            used, outcome = (choices[0].prompt_tokens or 0, tokens), "answered"
+            choices, used = await self._send(messages, sampling, key, timeout)
+            outcome = "answered"
             return choices
         except openai.APIStatusError as error:
             used, outcome = (0, 0), f"HTTP {error.status_code}"
+            raise
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+                used, outcome = (0, 0), "no connection"  # nothing was sent
             raise
         finally:
             await self.account.close(number, used, time.monotonic() - began, outcome)
 
     async def _send(
         self, messages: list[dict], sampling: Sampling, key: str, timeout: float | None
-    ) -> tuple[list[Choice], int]:
-        """(choices, tokens written)"""
+    ) -> tuple[list[Choice], tuple[int, int] | None]:
+        """As `read_bill`."""
         form = json.loads(sampling.form) if sampling.form and self.forms else None
         raw = await self.openai.chat.completions.with_raw_response.create(
             model=self.endpoint.model,
@@ -339,8 +346,7 @@ class Client:
             extra_headers={"Idempotency-Key": key} if key else None,
             **({"response_format": {"type": "json_schema", "json_schema": form}} if form else {}),
         )
-        choices = read_reply(raw.text)
-        return choices, written(choices, raw.text)
+        return read_bill(raw.text)
 
     def _unusable(self, reason: str, advice: str) -> EndpointError:
         return EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): {reason}; {advice}")

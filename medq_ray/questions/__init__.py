@@ -6,6 +6,7 @@ Floor 1, because two floors ask: the synthetic world knows the truth and asks de
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -79,16 +80,17 @@ def offered_with(modality: str, include: str, rng: np.random.Generator, count: i
     return [include, *(others[i] for i in rng.choice(len(others), count - 1, replace=False))]
 
 
-def wordings(kind: str, modality: str, general: bool | None = None) -> list[str]:
+@cache
+def wordings(kind: str, modality: str, general: bool | None = None) -> tuple[str, ...]:
     """The texts that a question of a kind may have; general: only those about quality in general, or the others."""
     rng = np.random.default_rng(0)  # of the options' order, which is not asked for here
     if kind == "yes_no":
-        texts = [yes_no(modality, None)[0], *(yes_no(modality, name)[0] for name in DEGRADATIONS[modality])]
+        texts = yes_no(modality, None)[0], *(yes_no(modality, name)[0] for name in DEGRADATIONS[modality])
     elif kind == "how":
-        texts = [how(modality, True, rng)[0], how(modality, False, rng)[0]]
+        texts = how(modality, True, rng)[0], how(modality, False, rng)[0]
     else:
-        return [{"what": what(modality, (), rng)[0], "comparison": comparison(modality, rng)[0],
-                 "description": description(modality)}[kind]]  # fmt: skip
+        return ({"what": what(modality, (), rng)[0], "comparison": comparison(modality, rng)[0],
+                 "description": description(modality)}[kind],)  # fmt: skip
     return texts if general is None else texts[:1] if general else texts[1:]
 
 

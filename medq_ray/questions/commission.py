@@ -60,7 +60,7 @@ class Commission:
     def general(self) -> bool:
         return self.aim == "none"
 
-    def texts(self) -> list[str]:
+    def texts(self) -> tuple[str, ...]:
         """The wordings that the question may have. They are closed: of any other, nobody who checks could tell what is
         right."""
         return wordings(self.kind, self.modality, self.general)

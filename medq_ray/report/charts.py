@@ -189,7 +189,7 @@ def frontier(
         labels[name] = at(*points[-1])
         if used:
             x, y = at(*used)
-            title = f"{name}: experts saw {100 * used[0]:.1f} %, {100 * used[1]:.1f} % of the labels were wrong"
+            title = f"{name}: experts saw {100 * used[0]:.1f} %; {100 * used[1]:.1f} % of labels wrong, by estimate"
             parts.append(f'<circle class="dot test" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{title}</title></circle>')
     for name, (x, y) in spread(labels).items():
         parts.append(f'<text class="end test" x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')

@@ -20,7 +20,7 @@ ENGINE_PHASES = ("evaluate", "explore", "annotate", "evolve")
 
 def errors(run: RunFiles) -> list[dict]:
     """One row an iteration, where the truth is known: the share of the oracle's answers that are wrong, that of the
-    labels that entered training, and the second over the first, each with an interval; `met`: at most 0.7."""
+    labels that entered training, and the second over the first, each with an interval."""
     if not run.truth:
         return []
     rows = []
@@ -65,12 +65,10 @@ def compared(oracle: list[tuple[str, bool]], trained: list[tuple[str, bool]]) ->
     rates, sums = np.full((RESAMPLED, 2), np.nan), table.sum(axis=0)
     np.divide(draws[:, ::2], draws[:, 1::2], out=rates, where=draws[:, 1::2] > 0)
     first, second = sums[0] / sums[1], sums[2] / sums[3]
-    found = {"oracle": shown(first, rates[:, 0]), "trained": shown(second, rates[:, 1]),
-             "n": [int(sums[1]), int(sums[3])], "ratio": None, "met": None}  # fmt: skip
+    found = {"oracle": shown(first, rates[:, 0]), "trained": shown(second, rates[:, 1]), "ratio": None}
     if first > 0:
         low, high = np.nanquantile(rates[:, 1] / np.where(rates[:, 0] > 0, rates[:, 0], np.nan), [0.025, 0.975])
-        found |= {"ratio": f"{second / first:.2f}", "ratio_ci": f"{low:.2f} to {high:.2f}",
-                  "met": bool(second / first <= 0.7)}  # fmt: skip
+        found |= {"ratio": f"{second / first:.2f}", "ratio_ci": f"{low:.2f} to {high:.2f}"}
     return found
 
 
@@ -112,7 +110,7 @@ def curves(run: RunFiles) -> str | None:
         used = None
         if "tau_entropy" in routes:
             here = calibrate.outcome(samples, routes["tau_entropy"], routes["tau_agreement"])
-            used = (here["expert_share"], here["label_error"])
+            used = (routes["expert_share"], here["label_error"])
         lines.append((f"t = {row['t']}", points, used))
     return charts.frontier(lines) if lines else None
 
@@ -127,14 +125,18 @@ def value(run: RunFiles) -> list[tuple[str, list[str]]]:
         spent = ledger.total(f"iter-{row['t']:02d}/")
         samples = run.table(f"iter-{row['t']:02d}/evolve/train/samples.parquet")
         accepted = sum(sample["iteration"] == row["t"] for sample in samples)
-        money = sum(amount for name, amount in spent.items() if "money (money" in name)
+        money = {mark: sum(amount for name, amount in spent.items() if name.endswith(f" money (money{mark})"))
+                 for mark in ("", ", simulated")}  # fmt: skip
+        paid = money[""] or money[", simulated"]
         minutes = sum(amount for name, amount in spent.items() if name.startswith("reviewer")) / 60
-        gained = 100 * (after["dev"]["accuracy"] - row["dev"]["accuracy"])
+        both = (after["dev"]["accuracy"], row["dev"]["accuracy"])
+        gained = None if None in both else 100 * (both[0] - both[1])
         columns.append([
-            f"{money:.4f}", f"{sum(row['seconds'].get(phase, 0) for phase in ENGINE_PHASES):,.0f}", f"{minutes:,.0f}",
-            f"{accepted:,}", f"{money / accepted:.6f}" if accepted else "–", f"{gained:+.1f}".replace("-", "−"),
-            f"{gained / minutes:+.3f}".replace("-", "−") if minutes else "–",
+            f"{money['']:.4f}", f"{money[', simulated']:.4f}", f"{sum(row['seconds'].get(phase, 0) for phase in ENGINE_PHASES):,.0f}", f"{minutes:,.0f}",
+            f"{accepted:,}", f"{paid / accepted:.6f}" if accepted else "–",
+            "–" if gained is None else f"{gained:+.1f}".replace("-", "−"),
+            f"{gained / minutes:+.3f}".replace("-", "−") if minutes and gained is not None else "–",
         ])  # fmt: skip
-    names = ("oracle and judge, money", "engine, seconds", "reviewer, minutes", "labels that entered training",
+    names = ("oracle and judge, money", "simulated oracle, money", "engine, seconds", "reviewer, minutes", "labels that entered training",
              "money a label", "dev accuracy gained, points", "points an expert's minute")  # fmt: skip
     return [(name, [column[i] for column in columns]) for i, name in enumerate(names)] if columns else []

@@ -34,7 +34,7 @@ GRADED, EXPERT = "Text to be graded:", "Expert's text, which is right:"
 
 def judged(prompt: str) -> tuple[str, str]:
     """The graded text and the expert's in a rubric, each a paragraph. Raises ValueError where there are no such."""
-    parts = {name: re.search(rf"^{re.escape(name)}\n(.*?)(?:\n\n|$)", prompt, re.DOTALL | re.MULTILINE)
+    parts = {name: re.search(rf"^{re.escape(name)}\n(.*?)(?:\n\n|\Z)", prompt, re.DOTALL | re.MULTILINE)
              for name in (GRADED, EXPERT)}  # fmt: skip
     if None in parts.values():
         raise ValueError("a request without an image is for the judge, and this is no rubric of ours")

@@ -163,7 +163,7 @@ def test_a_share_of_nothing_sends_only_what_has_no_usable_label(tmp_path, capsys
     config = settings.override(settings.Config(), ["annotate.expert_share=0", "annotate.audit_share=0"])
     counts = annotate(tmp_path, config=config, iteration=1, questions=questions, ask_oracle=theirs, ask_self=mine)
     assert (counts["expert"], counts["oracle"]) == (1, 49)
-    assert "1 annotations need an expert whatever" in capsys.readouterr().out
+    assert "experts see 2.0 %, more than annotate.expert_share: 1 have no usable label" in capsys.readouterr().out
 
 
 def test_some_are_annotated_twice_and_flips_are_counted(tmp_path):

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from medq_ray import cli
 from medq_ray.annotate.calibrate import Reviewed, curve, last_reviewed, outcome, propose, reviewed, routes_of
-from medq_ray.artifacts import write_json, write_table
+from medq_ray.artifacts import read_table, write_json, write_table
 from medq_ray.schema import ANNOTATION, QUESTION, VERDICT
 
 
@@ -104,6 +104,25 @@ def test_reviewed_samples_are_read_back_and_rejected_ones_left_out(run_dir):
     assert last_reviewed(run_dir, len(routes_of(run_dir))) == 0
     with pytest.raises(ValueError, match="iter-01 has no review yet"):
         reviewed(run_dir, 1)
+
+
+def test_a_run_that_knows_no_entropy_is_told_so(run_dir):
+    path = run_dir / "iter-00" / "annotate" / "annotations.parquet"
+    rows = [row | {"entropy": None, "agreement": None, "self_text": ""} for row in read_table(path).to_pylist()]
+    write_table(path, rows, ANNOTATION)
+    found = reviewed(run_dir, 0)
+    assert found.forced.all() and [point["expert_share"] for point in curve(found)] == [1.0]
+    with pytest.raises(ValueError, match="experts see 100 % at least: 199 of the reviewed annotations have no usable"):
+        propose(curve(found), experts=0.18, error=None)
+
+
+def test_a_route_of_which_nothing_was_seen_is_no_basis(run_dir):
+    folder = run_dir / "iter-00"
+    rows = read_table(folder / "annotate" / "annotations.parquet").to_pylist()
+    write_table(folder / "annotate" / "annotations.parquet",
+                [row | {"route": "self" if i == 0 else "expert"} for i, row in enumerate(rows)], ANNOTATION)  # fmt: skip
+    with pytest.raises(ValueError, match="experts saw none of the 1 annotations of route self; calibrate on another"):
+        reviewed(run_dir, 0)
 
 
 def test_the_command_shows_routes_and_proposes_thresholds(run_dir):

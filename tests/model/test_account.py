@@ -12,9 +12,10 @@ from conftest import running_stub
 from medq_ray.images import encode_png
 from medq_ray.model.account import FOLDER, Account, OverBudget, Pace, Tariff, most_prompt_tokens, requests, usage
 from medq_ray.model.ask import ask
-from medq_ray.model.chat import Endpoint, EndpointError, Sampling
+from medq_ray.model.chat import Client, Endpoint, EndpointError, Sampling
 from medq_ray.model.prompts import messages
 from medq_ray.schema import PROMPT
+from medq_ray.serving import free_port
 
 PRICED = Tariff(input_price=2.5, output_price=10.0)
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -28,9 +29,9 @@ def prompts(folder: Path, count: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PROMPT)
 
 
-def put(stub, folder: Path, count: int, tariff: Tariff, concurrency: int = 4) -> pa.Table:
+def put(stub, folder: Path, count: int, tariff: Tariff, purpose: str = "step: asking", concurrency: int = 4) -> pa.Table:
     endpoint = Endpoint(stub.url, "m", concurrency=concurrency, tariff=tariff)
-    return ask(prompts(folder, count), endpoint, Sampling(n=2), folder / "cache", "asking", "step: asking")
+    return ask(prompts(folder, count), endpoint, Sampling(n=2), folder / "cache", "asking", purpose)
 
 
 def test_every_request_and_every_answer_from_the_cache_is_written_down(stub, tmp_path):
@@ -43,14 +44,16 @@ def test_every_request_and_every_answer_from_the_cache_is_written_down(stub, tmp
     before = usage(tmp_path / "cache", "step: ")
     assert (before["cached"], before["unknown"]) == (0, 0) and before["money"] > 0
     assert put(stub, tmp_path, 20, PRICED).equals(table)
-    assert usage(tmp_path / "cache", "step: ") == before | {"cached": 20}
+    assert usage(tmp_path / "cache", "step: ") == before  # its own answers, as after a kill, are not called cached
+    assert put(stub, tmp_path, 20, PRICED, "later: asking").equals(table)
+    assert usage(tmp_path / "cache", "later: ") == dict.fromkeys(before, 0) | {"cached": 20}
     assert not any(usage(tmp_path / "cache", "other step: ").values())
 
 
 def test_the_budget_is_never_passed_and_the_same_command_goes_on_with_more(stub, tmp_path):
     whole = cost_of_all(tmp_path / "other")
     limit = round(whole / 2 + PRICED.cost(1445 + 30, 2 * 48), 4)
-    with pytest.raises(EndpointError, match=f"of {limit:g} is spent and another request may cost .*; raise its max_co"):
+    with pytest.raises(EndpointError, match=f"of {limit:g} is spent and another request may cost .*; raise oracle.max_c"):
         put(stub, tmp_path, 60, Tariff(2.5, 10.0, max_cost=limit))
     spent = usage(tmp_path / "cache", "")
     assert 0 < spent["money"] <= limit and spent["unknown"] == 0
@@ -109,14 +112,56 @@ def test_rates_are_kept(stub, tmp_path, tariff):
     assert time.monotonic() - began >= units * 0.1
 
 
-def test_whoever_is_told_to_wait_holds_up_the_others():
-    async def turns() -> float:
-        pace, began = Pace(0), time.monotonic()
-        pace.hold(0.2)
-        await pace.turn(1)
-        return time.monotonic() - began
+@pytest.mark.parametrize("per_minute", [0, 600])
+def test_whoever_is_told_to_wait_holds_up_those_who_queue_already(per_minute):
+    async def turns() -> list[float]:
+        pace, began, came = Pace(per_minute), time.monotonic(), []
 
-    assert asyncio.run(turns()) >= 0.2
+        async def one() -> None:
+            await pace.turn(1)
+            came.append(time.monotonic() - began)
+            if len(came) == 1:
+                pace.hold(0.5)
+
+        await asyncio.gather(*(one() for _ in range(4)))
+        return came
+
+    first, *others = asyncio.run(turns())
+    assert min(others) >= first + 0.5
+
+
+def test_who_gives_up_waiting_leaves_the_budget_to_the_others(tmp_path):
+    async def crowd() -> None:
+        account = Account(tmp_path, Tariff(2.5, 10.0, requests_per_minute=60, max_cost=1.0), "step: asking")
+        await account.admit(HELLO, 10)
+        waiting = asyncio.create_task(account.admit(HELLO, 10))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert len(account.reserved) == 1
+
+    asyncio.run(crowd())
+
+
+def test_a_closed_port_costs_nothing_and_an_endpoint_without_counts_the_most(tmp_path):
+    async def dead() -> None:
+        account = Account(tmp_path, PRICED, "step: asking")
+        client = Client(Endpoint(f"http://127.0.0.1:{free_port()}/v1", "m", retries=1), "none", account)
+        with pytest.raises(EndpointError):
+            await client.complete(HELLO, Sampling())
+        await client.close()
+
+    asyncio.run(dead())
+    lines = list(requests(tmp_path))
+    assert lines and {(line["outcome"], line["money"]) for line in lines} == {("no connection", 0.0)}
+    assert 0 < usage(tmp_path, "step: ")["requests"] < len(lines)  # some only looked whether it is alive
+
+    async def silent() -> None:
+        account = Account(tmp_path / "silent", PRICED, "step: asking")
+        await account.close(await account.admit(HELLO, 100), None, 0.1, "answered")
+
+    asyncio.run(silent())
+    assert usage(tmp_path / "silent", "")["money"] == PRICED.cost(2, 100)
 
 
 def test_no_prompt_is_taken_for_shorter_than_it_can_be():

@@ -10,7 +10,9 @@ from conftest import running_stub
 
 from medq_ray.images import data_url
 from medq_ray.model import chat
-from medq_ray.model.chat import Choice, Client, Endpoint, EndpointError, Malformed, Sampling, Unanswered, read_reply
+from medq_ray.model.chat import (
+    Choice, Client, Endpoint, EndpointError, Malformed, Sampling, Unanswered, read_bill, read_reply,
+)  # fmt: skip
 from medq_ray.model.prompts import messages
 from medq_ray.serving import free_port
 
@@ -88,6 +90,14 @@ def test_a_slow_endpoint_times_out():
     with running_stub("--latency", "3") as slow:
         with pytest.raises(Unanswered, match=r"no answer within 0\.3 s after 2 attempts"):
             complete(Endpoint(slow.url, "m", retries=1, timeout=0.3))
+
+
+def test_what_is_paid_for_is_read_where_the_endpoint_says_it():
+    choice = {"index": 0, "message": {"content": "A"}, "logprobs": {"content": [{"logprob": -1.0}]}}
+    usage = {"prompt_tokens": 100, "completion_tokens": 700}  # thoughts that nobody sees
+    assert read_bill(json.dumps({"choices": [choice], "usage": usage}))[1] == (100, 700)
+    for part in ({}, {"prompt_tokens": 100}, {"completion_tokens": 7}):
+        assert read_bill(json.dumps({"choices": [choice], "usage": part}))[1] is None
 
 
 @pytest.mark.parametrize(("status", "advice"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "model name")])
@@ -169,7 +179,16 @@ def test_a_form_is_asked_for_and_done_without_where_there_is_none(stub):
         assert found[0] == found[1]
         return found[0]
 
+    async def at_once(url: str) -> list[Choice]:
+        client = Client(Endpoint(url, "m", retries=0))
+        asked = [client.complete(messages([IMAGE], f"{PROMPT}{i}"), Sampling(form=FORM)) for i in range(8)]
+        try:
+            return [choice for choices in await asyncio.gather(*asked) for choice in choices]
+        finally:
+            await client.close()
+
     plain = complete(Endpoint(stub.url, "m"), Sampling())
     assert asyncio.run(twice(stub.url)) == plain and stub.state()["forms"] == 2
     with running_stub("--formless") as formless:
         assert asyncio.run(twice(formless.url)) == plain and formless.state()["forms"] == 1  # and never again
+        assert [choice.error for choice in asyncio.run(at_once(formless.url))] == [""] * 8

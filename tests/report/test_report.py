@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from fake_run import build
 
-from medq_ray.artifacts import read_table
+from medq_ray.artifacts import read_table, write_table
 from medq_ray.report import iteration_table, write_report
 from medq_ray.report.charts import axis, spread
-from medq_ray.schema import KINDS
+from medq_ray.report.labels import compared
+from medq_ray.schema import ANNOTATION, KINDS
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
 
@@ -107,6 +108,24 @@ def test_labels_are_held_against_the_truth_audits_and_money(run):
     assert "How wrong the labels are" in text and "second over first" in text
     assert "What nobody was asked to look at" in text and "experts see, %" in text
     assert "points an expert&#39;s minute" in text and "0.0912" in text
+
+
+def test_errors_of_labels_are_shares_of_what_was_said_and_of_what_was_taught():
+    oracle = [(f"i{i}", i % 5 < 2) for i in range(200)]  # 40 %
+    trained = [(f"i{i}", i % 5 == 0) for i in range(0, 200, 5)] + [(f"i{i}", False) for i in range(1, 160, 1)]
+    found = compared(oracle, trained)
+    assert (found["oracle"][0], found["trained"][0], found["ratio"]) == ("40.0", "20.1", "0.50")
+    low, high = (float(end) for end in found["ratio_ci"].split(" to "))
+    assert low < 0.5 < high < 0.75
+    assert compared([("a", False)], [("a", False)])["ratio"] is None
+
+
+def test_a_run_without_logprobs_has_a_report(run):
+    for t in (0, 1):
+        path = run / f"iter-{t:02d}" / "annotate" / "annotations.parquet"
+        rows = [row | {"entropy": None, "agreement": None, "self_text": ""} for row in pq.read_table(path).to_pylist()]
+        write_table(path, rows, ANNOTATION)
+    assert "Labels and verdicts" in page(run)
 
 
 def test_truth_is_not_shown_where_there_is_none(run):

@@ -80,7 +80,7 @@ def test_faults_an_outage_a_kill_and_an_empty_purse_lose_nothing_and_pay_nothing
     ill = config.Oracle(edit_rate=0, reject_rate=0, failure_rate=0.3, latency=0.05)
     with serve_oracle(folder, ill, seed=0, app="ill", outage_after=200, outage_seconds=60.0) as url:
         short = subprocess.run(command(folder, url, 0.03), capture_output=True, text=True, timeout=WAIT, check=False)
-        assert short.returncode == 1 and "of 0.03 is spent" in short.stderr and "raise its max_cost" in short.stderr
+        assert short.returncode == 1 and "of 0.03 is spent" in short.stderr and "raise oracle.max_cost" in short.stderr
         paid = sum(line["money"] for line in requests(folder / "cache"))
         stopped = len(Cache(folder / "cache"))
         assert paid <= 0.03 and 5 < stopped < PICTURES * EACH
