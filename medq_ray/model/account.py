@@ -171,8 +171,11 @@ def lines_of(path: Path) -> Iterator[dict]:
 
 
 def requests(folder: Path) -> Iterator[dict]:
-    """One row for each request that was sent: {purpose, at, probe, prompt_tokens, tokens, seconds, money, outcome}. Of
-    one that never ended the outcome is 'unknown', and the money the most that it may have cost. Raises as `lines_of`."""
+    """One row for each request that was sent: {purpose, at, probe, prompt_tokens, tokens, seconds, money, outcome}.
+
+    Of one that never ended the outcome is 'unknown', and the money the most that it may have cost. Raises as
+    `lines_of`, and ValueError naming the file for an end without a beginning.
+    """
     for path in sorted((folder / FOLDER).glob("*.jsonl")):
         sent: dict[str, dict] = {}
         for line in lines_of(path):
@@ -194,9 +197,11 @@ SUMS = {"requests": "requests", "cached": "requests", "failed": "requests", "unk
 
 
 def usage(folder: Path, purpose: str) -> dict[str, float]:
-    """SUMS over the requests whose purpose starts so; looks whether an endpoint is alive only cost. cached: answers that
-    were there before the first was sent; failed: requests that ended without one; unknown: that were under way when
-    somebody killed us; seconds: of waiting for answers, which overlap."""
+    """SUMS over the requests whose purpose starts so; looks whether an endpoint is alive only cost.
+
+    cached: answers that were there before the first request was sent; failed: requests that ended without one; unknown:
+    that were under way when somebody killed us; seconds: of waiting for answers, which overlap.
+    """
     sums = dict.fromkeys(SUMS, 0.0)
     for line in requests(folder):
         if line["purpose"].startswith(purpose):

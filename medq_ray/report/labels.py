@@ -131,12 +131,14 @@ def value(run: RunFiles) -> list[tuple[str, list[str]]]:
         minutes = sum(amount for name, amount in spent.items() if name.startswith("reviewer")) / 60
         both = (after["dev"]["accuracy"], row["dev"]["accuracy"])
         gained = None if None in both else 100 * (both[0] - both[1])
+        engine = sum(row["seconds"].get(phase, 0) for phase in ENGINE_PHASES)
         columns.append([
-            f"{money['']:.4f}", f"{money[', simulated']:.4f}", f"{sum(row['seconds'].get(phase, 0) for phase in ENGINE_PHASES):,.0f}", f"{minutes:,.0f}",
+            f"{money['']:.4f}", f"{money[', simulated']:.4f}", f"{engine:,.0f}", f"{minutes:,.0f}",
             f"{accepted:,}", f"{paid / accepted:.6f}" if accepted else "–",
             "–" if gained is None else f"{gained:+.1f}".replace("-", "−"),
             f"{gained / minutes:+.3f}".replace("-", "−") if minutes and gained is not None else "–",
         ])  # fmt: skip
-    names = ("oracle and judge, money", "simulated oracle, money", "engine, seconds", "reviewer, minutes", "labels that entered training",
-             "money a label", "dev accuracy gained, points", "points an expert's minute")  # fmt: skip
+    names = ("oracle and judge, money", "simulated oracle, money", "engine, seconds", "reviewer, minutes",
+             "labels that entered training", "money a label", "dev accuracy gained, points",
+             "points an expert's minute")  # fmt: skip
     return [(name, [column[i] for column in columns]) for i, name in enumerate(names)] if columns else []
