@@ -64,8 +64,8 @@ def test_text_in_a_corner_is_found_and_pictures_without_are_let_go():
     pictures = list(plain(60))
     missed = [i for i, pixels in enumerate(pictures) if not has_text(written(pixels, NAMES[i % 3], (12, 16)[i % 2]))]
     held = [i for i, pixels in enumerate(pictures) if has_text(pixels)]
-    assert len(missed) <= 5, missed  # in severe noise
-    assert len(held) <= 3, held
+    assert len(missed) <= 3, missed
+    assert len(held) <= 5, held  # the grains of severe noise line up like letters
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (4, 300, 3), (64, 64, 3)])
