@@ -5,15 +5,15 @@ from pathlib import Path
 
 import click
 
-from medq_ray.cli.options import RUN_DIR
+from medq_ray.cli.options import RUN_DIR, Share
 
 
 @click.command()
 @RUN_DIR
 @click.option("--calibrate", is_flag=True, help="Propose tau_H and tau_ann from the reviewed samples.")
 @click.option("--iteration", type=click.IntRange(min=0), help="Whose samples; the last reviewed one if you do not say.")
-@click.option("--experts", type=click.FloatRange(0, 1), help="Target: the share that experts see; 0.18 by default.")
-@click.option("--error", type=click.FloatRange(0, 1), help="Target instead: the error of the labels.")
+@click.option("--experts", type=Share(0, 1), help="Target: the share that experts see; 0.18 by default.")
+@click.option("--error", type=Share(0, 1), help="Target instead: the error of the labels.")
 @click.option("--json", "as_json", is_flag=True, help="Print the routes, or the curve and the proposal, as JSON.")
 def annotate(
     run_dir: Path, calibrate: bool, iteration: int | None, experts: float | None, error: float | None, as_json: bool

@@ -46,7 +46,7 @@ class Commission:
             f"Possible degradations: {', '.join(known)}. Severities: {', '.join(SEVERITIES)}. "
             f"Grades: {', '.join(GRADES)}.",
             self._instruction(),
-            f"The question is, word for word, {self._words()}",
+            f"The question is, word for word, {self.words()}",
             "The answer must be right for this image. Do not name patients, institutions or diagnoses.",
             'Reply with one JSON object and nothing else: {"question": ..., "options": [...], "answer": ...}. '
             "The answer repeats the right option word for word; a description has no options.",
@@ -65,7 +65,8 @@ class Commission:
         right."""
         return wordings(self.kind, self.modality, self.general)
 
-    def _words(self) -> str:
+    def words(self) -> str:
+        """What is said of the wording."""
         if self.kind == "yes_no" and not self.general:
             form = yes_no(self.modality, DEGRADATIONS[self.modality][0])[0]
             named = DEGRADATION_NAMES[DEGRADATIONS[self.modality][0]]
@@ -142,7 +143,7 @@ def _check_options(commission: Commission, question: str, options: Sequence[str]
     kind, modality = commission.kind, commission.modality
     known = [DEGRADATION_NAMES[name] for name in DEGRADATIONS[modality]]
     if question not in commission.texts():
-        raise ValueError(f"the question is not, word for word, {commission._words()}")
+        raise ValueError(f"the question is not, word for word, {commission.words()}")
     if kind == "description":
         if options:
             raise ValueError("a description has no options")
