@@ -111,6 +111,11 @@ class Paid(Section):
     """Its rate limit; 0: none."""
     tokens_per_minute: float = Field(0.0, ge=0)
     """Its rate limit, of prompts and longest answers together; 0: none."""
+    batch: int = Field(0, ge=0, le=50_000)
+    """Requests that are sent as one batch, where the endpoint offers OpenAI's Batch API: answered within a day, each
+    attempt at a question too. 0: one by one, within minutes."""
+    batch_price: float = Field(0.5, ge=0, le=1)
+    """What a batch costs of the prices (OpenAI: half)."""
 
     @model_validator(mode="after")
     def priced(self) -> "Paid":
@@ -204,6 +209,9 @@ class Annotate(Section):
     tau_agreement: float = Field(0.7, ge=0, le=1)
     """tau_ann: below, self and oracle disagree (Sec. 2.3). Value is our choice: two descriptions that differ in the
     severity alone (0.6) disagree; with 0.5 six times as many wrong labels of the model's were taken."""
+    agreement: Literal["fields", "judge"] = "fields"
+    """How far two descriptions agree: by what they say of degradations, severity and grade (`annotate.agreement`), or
+    by the judge's scores of the model's text beside the oracle's. Our choice."""
     dead_band: float | None = Field(None, ge=0)
     """Nats a token around tau_H within which a sample takes the safer route; None: what 95 % of the entropies moved by
     at most where the model annotated twice (nothing at all on a CPU). Our choice."""
@@ -279,6 +287,12 @@ class Config(Section):
     review: Review = Review()
     evolve: Evolve = Evolve()
     loop: Loop = Loop()
+
+    @model_validator(mode="after")
+    def judged(self) -> "Config":
+        if self.annotate.agreement == "judge" and self.judge.base_url is None:
+            raise ValueError("annotate.agreement=judge needs a judge: set judge.base_url and judge.model")
+        return self
 
 
 HARDWARE_FIELDS = {

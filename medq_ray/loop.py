@@ -24,11 +24,11 @@ from medq_ray.config import Config
 from medq_ray.console import progress, quiet, say
 from medq_ray.evaluate import evaluate
 from medq_ray.evaluate.compare import compare
-from medq_ray.evaluate.descriptions import wording_of
-from medq_ray.evaluate.judge import warnings
 from medq_ray.evaluate.prototypes import tfidf
 from medq_ray.evolve import evolve
 from medq_ray.explore import explore
+from medq_ray.judging.judge import warnings
+from medq_ray.judging.wording import wording_of
 from medq_ray.ledger import Ledger
 from medq_ray.model.deploy import resolve_checkpoint
 from medq_ray.model.encoder import encoder_folder, text_embedder
@@ -42,7 +42,7 @@ from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
-VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 2, "review": 2}
+VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2}
 """Of phases whose results have changed under equal settings; a run of before is not finished with them."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
@@ -257,8 +257,9 @@ class Loop:
                 questions=explored.table("questions"),
                 ask_oracle=self.models.oracle(servers),
                 ask_self=self.models.checkpoint(t, checkpoint, servers),
+                ask_judge=self.models.judge(),
             ),
-            sections=("annotate", "oracle"),
+            sections=("annotate", "oracle", "judge"),
             inputs={"explore": explored.fingerprint},
         )
 

@@ -107,7 +107,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(state).encode())
 
     def do_POST(self) -> None:
-        data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/files"):  # it takes no batches
+            return self.send(404, b'{"error": {"message": "no such path"}}')
+        data = json.loads(body)
         if self.path.endswith("/fail"):
             with LOCK:
                 Handler.failures = data

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from medq_ray.annotate.agreement import agreement, readable
+from medq_ray.annotate.agreement import readable, says_same
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.intervals import wilson
 
 SHARES = np.round(np.arange(0, 1.01, 0.02), 2)
 """Experts' shares of a curve."""
-AGREEMENTS = (0.2, 0.5, 0.7, 1.0)
-"""tau_ann that are tried: letters agree or not, and a description's R takes few values (`annotate.agreement`)."""
+AGREEMENTS = (0.2, 0.5, 0.7, 0.95)
+"""tau_ann that are tried: letters agree or not, and of what a description's R adds up few sums are apart; 0.95 is all
+but the words."""
 
 
 COLUMNS = {"cold_start": 10, "oracle": 6, "self": 6, "expert": 6, "dropped": 7}
@@ -69,7 +70,7 @@ def reviewed(run_dir: Path, iteration: int) -> Reviewed:
         kind, options = asked[row["question_id"]]["kind"], len(asked[row["question_id"]]["options"])
         right = verdicts[row["question_id"]]["after"]
         usable = [readable(kind, row[name], options) is not None for name in ("oracle_text", "self_text")]
-        wrong = [agreement(kind, row[name], right, options) < 1 for name in ("oracle_text", "self_text")]
+        wrong = [not says_same(kind, row[name], right, options) for name in ("oracle_text", "self_text")]
         entropy = np.nan if row["entropy"] is None else row["entropy"]
         comparable = usable[1] and row["agreement"] is not None
         delta = row["agreement"] if comparable else -1.0  # nothing of the model's to adopt: never consistent

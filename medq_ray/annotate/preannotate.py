@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medq_ray.annotate.agreement import agreement, readable
+from medq_ray.annotate.agreement import agreement, judged, readable
 from medq_ray.annotate.routing import Opinion, Routed, Thresholds, route, route_cold_start
 from medq_ray.annotate.thresholds import affordable, drawn
 from medq_ray.artifacts import write_json, write_table
@@ -49,8 +49,9 @@ class Sample:
 
 
 def annotate(
-    folder: Path, *, config: Config, iteration: int, questions: pa.Table, ask_oracle: Answer, ask_self: Answer
-) -> dict:
+    folder: Path, *, config: Config, iteration: int, questions: pa.Table, ask_oracle: Answer, ask_self: Answer,
+    ask_judge: Answer | None = None,
+) -> dict:  # fmt: skip
     """Annotate `questions` (schema.QUESTION) by the paper's progressive strategy (Sec. 2.3); return route counts.
 
     The oracle and the model annotate, the model greedily and with logprobs; a question that the oracle wrote has its
@@ -58,8 +59,12 @@ def annotate(
     thresholds later (`annotate.calibrate`). At t > 0 each question takes one route of `annotate.routing`, with the
     tau_H of the settings or a lower one that the experts' share affords. Writes annotations.parquet
     (schema.ANNOTATION, by question id) and routes.json.
+
+    ask_judge: says how far two descriptions agree, where config.annotate.agreement is 'judge'.
     """
     samples = opinions(config, questions, ask_oracle, ask_self)
+    if config.annotate.agreement == "judge":
+        ask_agreement(samples, config, ask_judge)
     band = config.annotate.dead_band
     band = (moved(samples) or 0.0) if band is None else band
     tau = Thresholds(config.annotate.tau_entropy, config.annotate.tau_agreement, band)
@@ -88,6 +93,23 @@ def opinions(config: Config, questions: pa.Table, ask_oracle: Answer, ask_self: 
         for question in questions.sort_by("question_id").to_pylist()
         for name in [question["question_id"]]
     ]
+
+
+def ask_agreement(samples: list[Sample], config: Config, ask_judge: Answer) -> None:
+    """Put the judge's R in the place of ours for descriptions; 0 where it gave no score: nothing is confirmed."""
+    pairs = {}
+    for sample in samples:
+        if sample.kind == "description" and sample.theirs.readable is not None:
+            name = sample.question["question_id"]
+            for key, own in ((name, sample.own), (f"{name}/again", sample.again)):
+                if own is not None and readable(sample.kind, own["text"], sample.options) is not None:
+                    pairs[key] = (key, own["text"], sample.oracle["text"])
+    found = judged(list(pairs.values()), config.judge, ask_judge)
+    for sample in samples:
+        if sample.kind == "description":
+            name = sample.question["question_id"]
+            sample.delta = found.get(name, 0.0)
+            sample.twice = None if sample.again is None else found.get(f"{name}/again", 0.0)
 
 
 def oracle_answers(questions: pa.Table, config: Config, ask_oracle: Answer) -> dict[str, dict]:

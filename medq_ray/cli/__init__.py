@@ -142,8 +142,8 @@ def evaluate(
         raise ValueError("give --compare with two folders, or --world, --base-url, --model and --out")
     from medq_ray.console import quiet
     from medq_ray.evaluate import bench as phase
-    from medq_ray.evaluate.judge import warnings
     from medq_ray.evaluate.runs import evaluate_endpoint
+    from medq_ray.judging.judge import warnings
     from medq_ray.report.text import metrics_table
     from medq_ray.serving import ray_session
     from medq_ray.synthetic.world import read_world
@@ -212,7 +212,7 @@ def medqbench(
     from medq_ray.console import quiet, say
     from medq_ray.evaluate import bench as phase
     from medq_ray.evaluate.medqbench import read_release
-    from medq_ray.evaluate.wording import OWN, load_official
+    from medq_ray.judging.wording import OWN, load_official
     from medq_ray.serving import ray_session
 
     models = phase.models_of(base_url, name, models_file, concurrency=concurrency)

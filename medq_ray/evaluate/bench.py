@@ -16,14 +16,13 @@ import yaml
 
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.console import say
-from medq_ray.evaluate.descriptions import ITEM
 from medq_ray.evaluate.failures import rates
 from medq_ray.evaluate.guard import check_sight, check_tokens
-from medq_ray.evaluate.judge import aggregate, judge, warnings
 from medq_ray.evaluate.medqbench import LETTERS, Release
 from medq_ray.evaluate.scoring import accuracy, score
 from medq_ray.evaluate.standing import standing, table
-from medq_ray.evaluate.wording import Wording, fill
+from medq_ray.judging.judge import ITEM, aggregate, judge, warnings
+from medq_ray.judging.wording import Wording, fill
 from medq_ray.model.ask import Answer, ask
 from medq_ray.model.chat import Endpoint, Sampling
 from medq_ray.model.prompts import uris_of

@@ -9,18 +9,11 @@ import pyarrow.compute as pc
 
 from medq_ray.artifacts import write_table
 from medq_ray.config import Judge
-from medq_ray.evaluate.judge import failed_axes, judge
 from medq_ray.evaluate.scoring import Outcome
-from medq_ray.evaluate.wording import AXES, OWN, Wording, load_official
+from medq_ray.judging.judge import failed_axes, judge_descriptions
+from medq_ray.judging.wording import AXES
 from medq_ray.model.ask import Answer
 from medq_ray.schema import JUDGEMENT
-
-ITEM = pa.schema([(name, pa.string()) for name in ("question_id", "task", "golden", "prediction")])
-
-
-def wording_of(settings: Judge) -> Wording:
-    """The rubrics in the settings. Raises ValueError as `load_official`."""
-    return OWN if settings.templates is None else load_official(Path(settings.templates))
 
 
 def judged(
@@ -37,14 +30,11 @@ def judged(
     given = given.select(["question_id", "run", "text", "error"])
     runs = [row for row in given.to_pylist() if not row["error"]]
     items = [
-        {"question_id": f"{row['question_id']}/{row['run']}", "task": "description",
-         "golden": golden[row["question_id"]], "prediction": row["text"]}
+        {"question_id": f"{row['question_id']}/{row['run']}", "golden": golden[row["question_id"]],
+         "prediction": row["text"]}
         for row in runs
     ]  # fmt: skip
-    judgements = judge(
-        pa.Table.from_pylist(items, schema=ITEM), answer, wording=wording_of(settings), model=settings.model,
-        rounds=settings.rounds, temperature=settings.temperature,
-    )  # fmt: skip
+    judgements = judge_descriptions(items, answer, settings)
     write_table(path, judgements, JUDGEMENT)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: {axis: [] for axis in AXES})
     for row in judgements.to_pylist():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from medq_ray.evaluate.published import CAVEATS, COUNTS, KIND_COUNTS, PAPER, README, ROWS
-from medq_ray.evaluate.wording import AXES
+from medq_ray.judging.wording import AXES
 
 TASKS = ("perception", "description", "comparison")
 HEADS = {

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from medq_ray.config import Evolve
 from medq_ray.model.prompts import parse_letter, render
 from medq_ray.pool.dedup import duplicate_groups
-from medq_ray.questions import read_description
+from medq_ray.questions.findings import read_findings
 from medq_ray.schema import DROP, SAMPLE
 
 REVIEWED_ROUTES = ("cold_start", "expert")
@@ -110,7 +110,7 @@ def labelled(
             return None, f"label {label!r:.60} is none of the {len(question['options'])} letters"
     else:
         answer = label.strip()
-        if read_description(answer) is None:
+        if read_findings(answer) is None:
             return None, f"label {label!r:.60} is no readable description"
     return {
         **{name: question[name] for name in ("question_id", "image_id", "uri", "second_uri", "kind", "modality")},

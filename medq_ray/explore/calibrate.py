@@ -18,29 +18,36 @@ WIDE = 0.1
 """A proposal that another dev set could move farther than this is of too few images."""
 
 
-def similarities(vectors: np.ndarray, modality: Sequence[str], cell: Sequence[str]) -> dict[str, np.ndarray]:
+def similarities(
+    vectors: np.ndarray, modality: Sequence[str], cell: Sequence[str], times: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Cosines of dev images to the mean of each cell, the image itself left out: {'same': of their own cell, 'other':
     of other cells of their modality, 'elsewhere': of cells of other modalities}.
 
-    vectors: float (n, d), of length 1. Cells of fewer than two images have no mean to compare with. Raises ValueError
-    when there is none of two.
+    vectors: float (n, d), of length 1; times: int (n,), how often each image counts, None: once. Cells of fewer than
+    two images have no mean to compare with. Raises ValueError when there is none of two.
     """
     modality, cell = np.array(modality), np.array(cell)
-    names = [name for name in np.unique(cell) if (cell == name).sum() > 1]
+    times = np.ones(len(cell), int) if times is None else times
+    there = times > 0
+    names = [name for name in np.unique(cell) if (there & (cell == name)).sum() > 1]
     if not names:
         raise ValueError("no capability cell has two dev images; a calibration needs more of them")
-    if not any(((modality == modality[cell == name][0]) & (cell != name)).any() for name in names):
+    if not any((there & (modality == modality[cell == name][0]) & (cell != name)).any() for name in names):
         raise ValueError("no modality has dev images of two capability cells; a calibration needs others to tell from")
+    weighed = vectors * times[:, None]
     found: dict[str, list[np.ndarray]] = {"same": [], "other": [], "elsewhere": []}
     for name in names:
         own = cell == name
-        total = vectors[own].sum(axis=0, dtype=np.float64)
-        rest = total - vectors[own]
-        found["same"].append((rest * vectors[own]).sum(axis=1) / np.linalg.norm(rest, axis=1))
+        total = weighed[own].sum(axis=0, dtype=np.float64)
+        rest = total - weighed[own]  # all copies of an image are left out, else it would be compared with itself
+        with np.errstate(invalid="ignore"):  # of images that do not count
+            cosine = (rest * vectors[own]).sum(axis=1) / np.linalg.norm(rest, axis=1)
+        found["same"].append(np.repeat(cosine, times[own]))
         cosine = vectors @ total / np.linalg.norm(total)
         near = modality == modality[own][0]
-        found["other"].append(cosine[near & ~own])
-        found["elsewhere"].append(cosine[~near])
+        found["other"].append(np.repeat(cosine[near & ~own], times[near & ~own]))
+        found["elsewhere"].append(np.repeat(cosine[~near], times[~near]))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
@@ -66,7 +73,8 @@ def spread(vectors: np.ndarray, modality: Sequence[str], cell: Sequence[str]) ->
     found = []
     for _ in range(RESAMPLED):
         rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        found.append(propose(passing(similarities(vectors[rows], np.array(modality)[rows], cell[rows]))))
+        times = np.bincount(rows, minlength=len(cell))
+        found.append(propose(passing(similarities(vectors, modality, cell, times))))
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 

@@ -6,6 +6,7 @@ the most that it can have cost. Prices, rates and the budget are settings; the f
 
 import asyncio
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,10 +24,14 @@ MILLION = 1_000_000
 class OverBudget(RuntimeError):
     """Another request could cost more than the budget has left."""
 
+    def __init__(self, money: float, most: float, limit: float):
+        """money: spent so far; most: what the request can cost."""
+        super().__init__(f"{money:.4f} of {limit:g} is spent and another request may cost {most:.4f}")
+
 
 @dataclass(frozen=True)
 class Tariff:
-    """What an endpoint takes for its tokens, and how much of it may be asked."""
+    """What an endpoint takes for its tokens, and how and how much it may be asked."""
 
     input_price: float = 0.0
     """Of a million prompt tokens."""
@@ -40,6 +45,10 @@ class Tariff:
     """0: no limit."""
     tokens_per_minute: float = 0.0
     """Prompt and longest answer together, each at its most, so that a limit is rather kept too well; 0: no limit."""
+    batch: int = 0
+    """Requests of a batch (`model.batch`); 0: each by itself."""
+    batch_price: float = 1.0
+    """What a batch costs of the prices."""
 
     def cost(self, prompt_tokens: int, tokens: int) -> float:
         return (prompt_tokens * self.input_price + tokens * self.output_price) / MILLION
@@ -71,7 +80,7 @@ class Account:
     def __init__(self, folder: Path, tariff: Tariff, purpose: str):
         """folder: of the endpoint's answers; purpose: what the requests are for, 'STEP: words'."""
         self.tariff, self.purpose, self.folder = tariff, purpose, folder / FOLDER
-        self.spent = sum(line["money"] for line in requests(folder))
+        self.spent = spent(folder)
         self.reserved: dict[str, float] = {}
         self.most = 0
         """Prompt tokens of the longest request so far."""
@@ -87,7 +96,7 @@ class Account:
         """
         prompt = most_prompt_tokens(messages, self.most)
         worst, limit, number = self.tariff.cost(prompt, most_tokens), self.tariff.max_cost, uuid.uuid4().hex
-        line = {"id": number, "purpose": self.purpose, "at": round(time.time(), 3), "most": worst}
+        line = opened(number, self.purpose, round(time.time(), 3), worst)
         if probe:
             self._afford(worst)
             self.reserved[number] = worst
@@ -113,16 +122,14 @@ class Account:
         """Raises OverBudget when so much is not left."""
         limit = self.tariff.max_cost
         if limit is not None and self.spent + worst > limit:
-            raise OverBudget(f"{self.spent:.4f} of {limit:g} is spent and another request may cost {worst:.4f}")
+            raise OverBudget(self.spent, worst, limit)
 
     async def close(self, number: str, used: tuple[int, int] | None, seconds: float, outcome: str) -> None:
         """Write down how a request ended; used: tokens of prompt and answers, None where it may have been answered and
         nobody knows; outcome: 'answered' or why it was not."""
-        prompt_tokens, tokens = used or (0, 0)
-        money = self.reserved[number] if used is None else self.tariff.cost(prompt_tokens, tokens)
-        self._write({"id": number, "prompt_tokens": prompt_tokens, "tokens": tokens, "seconds": round(seconds, 3),
-                     "money": money, "outcome": outcome})  # fmt: skip
-        self.most = max(self.most, prompt_tokens)
+        money = self.reserved[number] if used is None else self.tariff.cost(*used)
+        self._write(closed(number, used, seconds, money, outcome))
+        self.most = max(self.most, used[0] if used else 0)
         async with self.changed:
             self.spent += money
             del self.reserved[number]
@@ -135,6 +142,31 @@ class Account:
             self.file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "a")
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+
+
+def opened(number: str, purpose: str, at: float, most: float) -> dict:
+    """The line of a request that is sent; most: what it can cost; at: seconds since 1970."""
+    return {"id": number, "purpose": purpose, "at": at, "most": most}
+
+
+def closed(number: str, used: tuple[int, int] | None, seconds: float, money: float, outcome: str) -> dict:
+    """The line of a request that has ended; used: tokens of prompt and answers, None where nobody knows."""
+    prompt_tokens, tokens = used or (0, 0)
+    return {"id": number, "prompt_tokens": prompt_tokens, "tokens": tokens, "seconds": round(seconds, 3),
+            "money": money, "outcome": outcome}  # fmt: skip
+
+
+def rewrite(path: Path, lines: list[dict]) -> None:
+    """Replace a file of the account, at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.replace(temporary, path)
+
+
+def spent(folder: Path) -> float:
+    """Money for all requests to an endpoint so far. Raises as `requests`."""
+    return sum(line["money"] for line in requests(folder))
 
 
 def note_cached(folder: Path, purpose: str, count: int) -> None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from medq_ray import console
 from medq_ray.model.account import note_cached
 from medq_ray.model.asker import HOPELESS, Asker
+from medq_ray.model.batch import ask_batches
 from medq_ray.model.cache import Cache, request_key
 from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
@@ -69,17 +70,26 @@ def get_answers(
     purpose: str,
 ) -> dict[str, str]:
     """Fill the cache with what is missing; request key -> why nothing came of it. Raises EndpointError."""  # fmt: skip
-    fresh = once_each(keys, Cache(cache))
-    pending = prompts.drop_columns("question_id").add_column(0, "key", keys).filter(fresh).cast(REQUEST)
+    pending = unanswered(prompts, keys, cache)
     errors: dict[str, str] = {}
     with console.progress(prompts.num_rows, label, unit="question") as bar:
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
         bar.update(bar.initial)
         note_cached(cache, purpose, len(pc.unique(keys)) - pending.num_rows)
+        if endpoint.tariff.batch and pending.num_rows:
+            ask_batches(pending.to_pylist(), endpoint, sampling, cache, purpose, bar.update)
+            pending = unanswered(prompts, keys, cache)
+            bar.n = prompts.num_rows - pending.num_rows
         for answered in send(pending, endpoint, sampling, cache, purpose, bar.update) if pending.num_rows else ():
             failed = answered.filter(pc.not_equal(answered["error"], ""))
             errors |= dict(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
     return errors
+
+
+def unanswered(prompts: pa.Table, keys: pa.ChunkedArray, cache: Path) -> pa.Table:
+    """REQUEST rows, each once, of what is not in the cache."""
+    fresh = once_each(keys, Cache(cache))
+    return prompts.drop_columns("question_id").add_column(0, "key", keys).filter(fresh).cast(REQUEST)
 
 
 def request_keys(prompts: pa.Table, endpoint: Endpoint, sampling: Sampling) -> pa.ChunkedArray:

@@ -10,6 +10,8 @@ import math
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -312,8 +314,7 @@ class Client:
         try:
             number = await self.account.admit(messages, sampling.n * sampling.max_tokens, probe=probe)
         except OverBudget as error:
-            advice = f"raise {self.endpoint.tariff.section}.max_cost, then run the same command again"
-            raise self._unusable(str(error), advice) from error
+            raise self.over_budget(error) from error
         began, used, outcome = time.monotonic(), None, "lost"  # an answer may have been made, and paid for
         try:
             choices, used = await self._send(messages, sampling, key, timeout)
@@ -333,20 +334,42 @@ class Client:
         self, messages: list[dict], sampling: Sampling, key: str, timeout: float | None
     ) -> tuple[list[Choice], tuple[int, int] | None]:
         """As `read_bill`."""
-        form = json.loads(sampling.form) if sampling.form and self.forms else None
         raw = await self.openai.chat.completions.with_raw_response.create(
-            model=self.endpoint.model,
-            messages=messages,
-            n=sampling.n,
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            logprobs=sampling.logprobs,
+            **self.body(messages, sampling),
             timeout=timeout or self.endpoint.timeout,
             extra_headers={"Idempotency-Key": key} if key else None,
-            **({"response_format": {"type": "json_schema", "json_schema": form}} if form else {}),
         )
         return read_bill(raw.text)
+
+    def body(self, messages: list[dict], sampling: Sampling) -> dict:
+        """What is sent as JSON."""
+        form = json.loads(sampling.form) if sampling.form and self.forms else None
+        return {
+            "model": self.endpoint.model,
+            "messages": messages,
+            "n": sampling.n,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+            "logprobs": sampling.logprobs,
+        } | ({"response_format": {"type": "json_schema", "json_schema": form}} if form else {})
+
+    @contextmanager
+    def usable(self, failing: str, advice: str) -> Iterator[None]:
+        """Raises EndpointError for what the OpenAI library raises within; failing: what the endpoint then does not do.
+        """
+        import openai
+
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._unusable(f"{failing} (HTTP {error.status_code}: {one_line(error.message)})", advice) from error
+        except openai.APIConnectionError as error:
+            raise self._unusable(f"{failing} (no connection: {one_line(error.__cause__ or error)})", advice) from error
+
+    def over_budget(self, error: OverBudget) -> EndpointError:
+        advice = f"raise {self.endpoint.tariff.section}.max_cost, then run the same command again"
+        return self._unusable(str(error), advice)
 
     def _unusable(self, reason: str, advice: str) -> EndpointError:
         return EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): {reason}; {advice}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from medq_ray.annotate import calibrate
-from medq_ray.annotate.agreement import agreement
+from medq_ray.annotate.agreement import says_same
 from medq_ray.ledger import Ledger
 from medq_ray.report import charts
 from medq_ray.report.reading import RunFiles
@@ -49,7 +49,7 @@ def wrong(question: dict, label: str, truth: dict[str, dict]) -> bool | None:
         right = gold(question, known, second)
     except ValueError:
         return None
-    return agreement(question["kind"], label, right, len(question["options"])) < 1
+    return not says_same(question["kind"], label, right, len(question["options"]))
 
 
 def compared(oracle: list[tuple[str, bool]], trained: list[tuple[str, bool]]) -> dict:

@@ -29,12 +29,13 @@ FAULTS = ("429", "500", "503", "garbage", "slow")
 """What a first request may meet: a status, a body that is no completion, or an answer that takes SLOW seconds."""
 SLOW = 3.0
 GRADED, EXPERT = "Text to be graded:", "Expert's text, which is right:"
-"""What stands before the two texts in our rubrics (`medq_ray.evaluate.wording`)."""
+"""What stands before the two texts in our rubrics (`medq_ray.judging.wording`)."""
 
 
 def judged(prompt: str) -> tuple[str, str]:
-    """The graded text and the expert's in a rubric, each a paragraph. Raises ValueError where there are no such."""
-    parts = {name: re.search(rf"^{re.escape(name)}\n(.*?)(?:\n\n|\Z)", prompt, re.DOTALL | re.MULTILINE)
+    """The graded text and the expert's in a rubric, each in square brackets. Raises ValueError where there are no such.
+    """
+    parts = {name: re.search(rf"^{re.escape(name)}\n\[(.*?)\](?:\n\n|\Z)", prompt, re.DOTALL | re.MULTILINE)
              for name in (GRADED, EXPERT)}  # fmt: skip
     if None in parts.values():
         raise ValueError("a request without an image is for the judge, and this is no rubric of ours")

@@ -2,7 +2,7 @@
 
 It decodes each image to learn its pixel digest, so an image is known in any lossless container. Like a service that is
 paid for it counts what it was asked and what it answered (GET v1/usage), takes money for an Idempotency-Key once, and
-may be slow, fail, or be out of order for a while.
+may be slow, fail, or be out of order for a while; and it takes batches.
 """
 
 import asyncio
@@ -10,13 +10,14 @@ import hashlib
 import time
 from collections import Counter
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray import serve
 from ray.serve import Application
 
 from medq_ray.images import from_data_url, pixel_digest
 from medq_ray.synthetic.answers import MODEL, SLOW, SimulatedOracle
+from medq_ray.synthetic.batches import Batches
 from medq_ray.synthetic.truth import load_truth
 
 IMAGE_TOKENS = 85
@@ -96,6 +97,7 @@ class OracleApp:
         self.billed: set[str] = set()
         self.usage: Counter = Counter()
         self.down_until = 0.0
+        self.batches = Batches(self.reply)
 
     @api.get("/v1/models")
     async def models(self) -> dict:
@@ -106,9 +108,41 @@ class OracleApp:
         """Requests, answers, answers that money was taken for, and the tokens of these."""
         return {name: self.usage[name] for name in ("requests", "answered", "billed", "prompt_tokens", "tokens")}
 
+    @api.post("/v1/files")
+    async def upload(self, file: UploadFile) -> dict:
+        return self.batches.upload(await file.read())
+
+    @api.get("/v1/files/{name}/content")
+    async def content(self, name: str) -> Response:
+        known = name in self.batches.files
+        return PlainTextResponse(self.batches.files[name]) if known else refused(404, f"there is no file {name}")
+
+    @api.delete("/v1/files/{name}")
+    async def delete(self, name: str) -> dict:
+        return {"id": name, "object": "file", "deleted": self.batches.files.pop(name, None) is not None}
+
+    @api.post("/v1/batches")
+    async def batch(self, request: Request) -> Response:
+        name = (await request.json()).get("input_file_id")
+        if name not in self.batches.files:
+            return refused(400, f"there is no file {name}")
+        return JSONResponse(self.batches.create(name))
+
+    @api.get("/v1/batches")
+    async def all_batches(self) -> dict:
+        return {"object": "list", "data": list(self.batches.known.values()), "has_more": False}
+
+    @api.get("/v1/batches/{name}")
+    async def one_batch(self, name: str) -> Response:
+        known = self.batches.known.get(name)
+        return refused(404, f"there is no batch {name}") if known is None else JSONResponse(known)
+
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
-        body = await request.json()
+        return await self.reply(await request.json(), request.headers.get("idempotency-key"))
+
+    async def reply(self, body: dict, key: str | None) -> Response:
+        """The answer to one request; key: for which money is taken once."""
         if self.is_down():
             return refused(503, "simulated outage")
         if body.get("model") != MODEL:
@@ -126,7 +160,7 @@ class OracleApp:
         if self.is_down():  # it went down over this request
             return refused(503, "simulated outage")
         reply = completion(text, prompt, body.get("n") or 1, bool(body.get("logprobs")))
-        self.count(request.headers.get("idempotency-key"), reply["usage"])
+        self.count(key, reply["usage"])
         return JSONResponse(reply)
 
     def is_down(self) -> bool:

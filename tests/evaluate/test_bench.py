@@ -16,7 +16,7 @@ from medq_ray import cli
 from medq_ray.artifacts import read_json
 from medq_ray.evaluate.bench import Protocol, bench, column_map, models_of, prompts_of
 from medq_ray.evaluate.medqbench import read_release
-from medq_ray.evaluate.wording import OWN
+from medq_ray.judging.wording import OWN
 from medq_ray.model.chat import Endpoint, EndpointError
 from medq_ray.schema import BENCH_QUESTION
 

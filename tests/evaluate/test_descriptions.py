@@ -5,8 +5,8 @@ from test_scoring import completion, question, tables
 
 from medq_ray.artifacts import read_table
 from medq_ray.config import Judge
-from medq_ray.evaluate.descriptions import judged, wording_of
-from medq_ray.evaluate.wording import AXES, OWN
+from medq_ray.evaluate.descriptions import judged
+from medq_ray.judging.wording import AXES, OWN, wording_of
 from medq_ray.schema import COMPLETION, JUDGEMENT
 
 

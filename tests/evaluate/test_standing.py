@@ -5,12 +5,12 @@ import random
 import pyarrow as pa
 import pytest
 
-from medq_ray.evaluate.judge import aggregate
+from medq_ray.judging.judge import aggregate
 from medq_ray.evaluate.published import CAVEATS, COUNTS, KIND_COUNTS, ROWS, Row
 from medq_ray.evaluate.scoring import accuracy, score
 from medq_ray.intervals import wilson
 from medq_ray.evaluate.standing import HEADS, standing, table
-from medq_ray.evaluate.wording import AXES
+from medq_ray.judging.wording import AXES
 from medq_ray.schema import BENCH_QUESTION, COMPLETION, JUDGEMENT
 
 MODELS = [row for row in ROWS if row.ranked]

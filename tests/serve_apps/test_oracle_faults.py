@@ -1,4 +1,4 @@
-"""An oracle in trouble: no question is lost, and none is paid twice, whatever happens on the way."""
+"""An oracle in trouble, or asked in batches: no question is lost, and none is paid twice, whatever happens."""
 
 import json
 import signal
@@ -33,9 +33,9 @@ import ray
 from medq_ray.model.account import Tariff
 from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, EndpointError, Sampling
-folder, url, budget = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+folder, url, budget, batch = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-tariff = Tariff(2.5, 10.0, max_cost=budget)
+tariff = Tariff(2.5, 10.0, max_cost=budget, batch=batch, batch_price=0.5)
 endpoint = Endpoint(url, "simulated-oracle", concurrency=8, timeout=2.0, patience=120.0, tariff=tariff)
 try:
     table = ask(pq.read_table(folder / "prompts.parquet"), endpoint, Sampling(logprobs=False), folder / "cache", "asking")
@@ -70,8 +70,25 @@ def distinct() -> list[tuple[str, list[str]]]:
     return [(text, list(options)) for options in sorted(orders)[:EACH]]
 
 
-def command(folder: Path, url: str, budget: float) -> list[str]:
-    return [sys.executable, "-c", RUNNER, str(folder), url, str(budget)]
+def command(folder: Path, url: str, budget: float, batch: int = 0) -> list[str]:
+    return [sys.executable, "-c", RUNNER, str(folder), url, str(budget), str(batch)]
+
+
+def assert_all_right(folder: Path) -> None:
+    """Every question has the one right answer."""
+    truth, prompts = load_truth(folder), {}
+    for row in pq.read_table(folder / "prompts.parquet").to_pylist():
+        options = [line[3:] for line in row["prompt"].splitlines()[1:-1]]
+        prompts[row["question_id"]] = {"kind": "what", "text": row["prompt"].splitlines()[0], "options": options}
+    table = pq.read_table(folder / "completions.parquet").to_pylist()
+    assert len(table) == PICTURES * EACH and {row["error"] for row in table} == {""}
+    for row in table:
+        assert row["text"] == gold(prompts[row["question_id"]], truth[row["question_id"].partition("|")[0]])
+
+
+def read_json(url: str) -> dict:
+    with urllib.request.urlopen(url) as response:
+        return json.load(response)
 
 
 def test_faults_an_outage_a_kill_and_an_empty_purse_lose_nothing_and_pay_nothing_twice(ray_local, folder):
@@ -98,18 +115,9 @@ def test_faults_an_outage_a_kill_and_an_empty_purse_lose_nothing_and_pay_nothing
         began = time.monotonic()
         subprocess.run(command(folder, url, 9), check=True, stdout=subprocess.DEVNULL, timeout=WAIT)
         assert time.monotonic() - began > 50  # it sat out the outage
-        with urllib.request.urlopen(f"{url}/usage") as response:
-            used = json.load(response)
+        used = read_json(f"{url}/usage")
 
-    truth, prompts = load_truth(folder), {}
-    for row in pq.read_table(folder / "prompts.parquet").to_pylist():
-        options = [line[3:] for line in row["prompt"].splitlines()[1:-1]]
-        prompts[row["question_id"]] = {"kind": "what", "text": row["prompt"].splitlines()[0], "options": options}
-    table = pq.read_table(folder / "completions.parquet").to_pylist()
-    assert len(table) == PICTURES * EACH and {row["error"] for row in table} == {""}
-    for row in table:
-        assert row["text"] == gold(prompts[row["question_id"]], truth[row["question_id"].partition("|")[0]])
-
+    assert_all_right(folder)
     lines = list(requests(folder / "cache"))
     outcome = Counter(line["outcome"] for line in lines)
     assert used["billed"] == PICTURES * EACH  # each answer was paid once
@@ -118,3 +126,37 @@ def test_faults_an_outage_a_kill_and_an_empty_purse_lose_nothing_and_pay_nothing
     money = (2.5 * used["prompt_tokens"] + 10 * used["tokens"]) / 1e6
     assert sum(line["money"] for line in lines) >= money  # our book never says less than the oracle's
     assert {"HTTP 429", "HTTP 500", "HTTP 503", "lost"} <= set(outcome)
+
+
+def test_a_batch_that_a_kill_leaves_behind_is_waited_for_and_not_paid_again(ray_local, folder):
+    from medq_ray.synthetic.oracle import serve_oracle
+
+    ill = config.Oracle(edit_rate=0, reject_rate=0, failure_rate=0.3, latency=0.02)
+    with serve_oracle(folder, ill, seed=0, app="wholesale") as url:
+        short = subprocess.run(command(folder, url, 0.0001, 100), capture_output=True, text=True, timeout=WAIT)
+        assert short.returncode == 1 and "of 0.0001 is spent" in short.stderr
+        assert read_json(f"{url}/batches")["data"] == []
+
+        for number in (1, 2):
+            killed = subprocess.Popen(command(folder, url, 9, 100), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            deadline = time.monotonic() + WAIT
+            while len(read_json(f"{url}/batches")["data"]) < number:
+                assert time.monotonic() < deadline and killed.poll() is None, "no batch was made"
+                time.sleep(0.02)
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+        known = sum(line["money"] for line in requests(folder / "cache"))
+        assert known > 0  # what is under way counts as spent
+        subprocess.run(command(folder, url, 9, 100), check=True, stdout=subprocess.DEVNULL, timeout=WAIT)
+        used, batches = read_json(f"{url}/usage"), read_json(f"{url}/batches")["data"]
+
+    assert_all_right(folder)
+    assert [batch["request_counts"]["total"] for batch in batches][:2] == [100, 100]
+    assert used["answered"] == used["billed"] == PICTURES * EACH  # no answer was given, or paid, twice
+    assert list((folder / "cache" / "batches").iterdir()) == []
+    lines = list(requests(folder / "cache"))
+    outcome = Counter(line["outcome"] for line in lines)
+    batched = sum(batch["request_counts"]["completed"] for batch in batches)
+    assert outcome["answered"] == PICTURES * EACH and 100 < batched < PICTURES * EACH  # the others were asked alone
+    price = (2.5 * used["prompt_tokens"] + 10 * used["tokens"]) / 1e6
+    assert sum(line["money"] for line in lines) == pytest.approx(price * (1 - 0.5 * batched / (PICTURES * EACH)), rel=0.01)

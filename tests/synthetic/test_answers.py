@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medq_ray import questions
-from medq_ray.evaluate.wording import OWN, fill
+from medq_ray.judging.judge import rubric as filled
+from medq_ray.judging.wording import OWN
 from medq_ray.model.prompts import parse_letter, render
 from medq_ray.schema import DEGRADATIONS, MODALITIES, SEVERITIES
 from medq_ray.synthetic.answers import FAULTS, REFUSAL, SimulatedOracle, UNUSABLE, judged, parse_prompt
@@ -105,7 +106,7 @@ def test_failures_at_their_rate():
 
 def test_as_a_judge_it_scores_what_two_descriptions_have_in_common():
     def rubric(graded: str, expert: str) -> str:
-        return fill(OWN.single["preciseness"], {"[MLLM DESC]": graded, "[GOLDEN DESC]": expert})
+        return filled(OWN, "description", "preciseness", graded, expert)
 
     motion, mild = (questions.describe("mri", "motion", severity) for severity in ("severe", "mild"))
     blur = questions.describe("mri", "blur", "severe")

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medq_ray.evaluate.judge import ATTEMPTS, aggregate, failed_axes, family, judge, parse_score, rubric, warnings
-from medq_ray.evaluate.wording import AXES, OWN
+from medq_ray.judging.judge import ATTEMPTS, aggregate, failed_axes, family, judge, parse_score, rubric, warnings
+from medq_ray.judging.wording import AXES, OWN
 from medq_ray.schema import COMPLETION, JUDGEMENT, PROMPT
 
 ITEMS = pa.schema(

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from medq_ray.evaluate import wording
-from medq_ray.evaluate.wording import AXES, OWN, fill, load_official
+from medq_ray.judging import wording
+from medq_ray.judging.wording import AXES, OWN, fill, load_official
 
 CAPTION = '''
 import a_library_that_is_not_installed

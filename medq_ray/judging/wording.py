@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from medq_ray.config import Judge
+
 AXES = ("completeness", "preciseness", "consistency", "quality_accuracy")
 """What a judge scores, in the order of the official protocol."""
 
@@ -154,6 +156,11 @@ DIGESTS = {
     "comparison quality_accuracy": ("8ca2c1bde9fa1e6a",),
 }
 """Official template -> first 16 hex digits of sha256 over its UTF-8 text before filling."""
+
+
+def wording_of(settings: Judge) -> Wording:
+    """The rubrics in the settings. Raises ValueError as `load_official`."""
+    return OWN if settings.templates is None else load_official(Path(settings.templates))
 
 
 def load_official(path: Path) -> Wording:

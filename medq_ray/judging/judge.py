@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medq_ray.evaluate.wording import AXES, Wording, fill
+from medq_ray.config import Judge
+from medq_ray.judging.wording import AXES, Wording, fill, wording_of
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling
 from medq_ray.schema import JUDGEMENT, PROMPT
 
+ITEM = pa.schema([(name, pa.string()) for name in ("question_id", "task", "golden", "prediction")])
+"""One text to be judged: task is description or comparison, golden the expert's, prediction null when missing."""
 ATTEMPTS = 3
 """Requests for one score before it counts as missing (the official number)."""
 MAX_TOKENS = 2048
@@ -86,10 +89,9 @@ def judge(
 ) -> pa.Table:
     """schema.JUDGEMENT of all items, sorted by (question_id, round, axis as in AXES).
 
-    items: question_id, task (description | comparison), golden, prediction (null when missing); answer: asks the
-    judge, schema.PROMPT -> schema.COMPLETION; model: the judge's name for the record. Rounds and attempts differ in
-    the seed, which changes nothing for a judge that decodes greedily: several rounds need a temperature to show its
-    scatter. Raises ValueError when two items have one question_id.
+    items: ITEM; answer: asks the judge, schema.PROMPT -> schema.COMPLETION; model: the judge's name for the record.
+    Rounds and attempts differ in the seed, which changes nothing for a judge that decodes greedily: several rounds need
+    a temperature to show its scatter. Raises ValueError when two items have one question_id.
     """
     asked = {f"{item['question_id']}/{axis}": (item, axis) for item in items.to_pylist() for axis in AXES}
     if len(asked) < items.num_rows * len(AXES):
@@ -106,6 +108,14 @@ def judge(
             rows.append(row | outcomes[name] | {"judge": model, "wording": wording.label})
     rows.sort(key=lambda row: (row["question_id"], row["round"], AXES.index(row["axis"])))
     return pa.Table.from_pylist(rows, schema=JUDGEMENT)
+
+
+def judge_descriptions(rows: list[dict], answer: Answer, settings: Judge) -> pa.Table:
+    """`judge` as the settings have it; rows: question_id, golden and prediction of descriptions. Raises ValueError too
+    where the rubrics in the settings cannot be used."""
+    items = pa.Table.from_pylist([row | {"task": "description"} for row in rows], schema=ITEM)
+    return judge(items, answer, wording=wording_of(settings), model=settings.model, rounds=settings.rounds,
+                 temperature=settings.temperature)  # fmt: skip
 
 
 def _round(prompts: dict[str, str], answer: Answer, number: int, temperature: float) -> dict[str, dict]:
