@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from medq_ray.artifacts import read_table
-from medq_ray.evolve.dataset import IGNORED, Encoded, collate, encode_all, load_processor
+from medq_ray.evolve.encoding import IGNORED, Encoded, collate, encode_all, load_processor
 
 UNIT = 5_000_000
 """Fewest parameters of a block that is gathered by itself. Below it (the embedded model's blocks have 0.2 million) its

@@ -68,7 +68,7 @@ def test_it_learns_and_leaves_only_results(unbroken):
 def test_two_workers_equal_one_process_of_plain_torch(unbroken):
     import torch
 
-    from medq_ray.evolve.dataset import collate, encode_all, load_processor
+    from medq_ray.evolve.encoding import collate, encode_all, load_processor
     from medq_ray.evolve.worker import batches, learning_rate, load_model
 
     torch.set_num_threads(1)
@@ -108,7 +108,7 @@ def test_the_export_answers(unbroken):
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from medq_ray.evolve.dataset import chat, load_processor
+    from medq_ray.evolve.encoding import chat, load_processor
     from medq_ray.images import read_image
 
     folder, _ = unbroken

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def processor():
-    from medq_ray.evolve.dataset import load_processor
+    from medq_ray.evolve.encoding import load_processor
 
     return load_processor(embedded_checkpoint())
 
@@ -30,7 +30,7 @@ def samples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(processor, samples):
-    from medq_ray.evolve.dataset import encode_all
+    from medq_ray.evolve.encoding import encode_all
 
     return encode_all(processor, samples)
 
@@ -53,7 +53,7 @@ def one_rank():
 
 
 def test_the_prompt_is_what_is_served_and_labels_are_the_answer_and_its_end(processor, samples, encoded):
-    from medq_ray.evolve.dataset import IGNORED
+    from medq_ray.evolve.encoding import IGNORED
 
     for sample, (tokens, others) in zip(samples, encoded, strict=True):
         ids, labels = tokens["input_ids"][0], tokens["labels"][0]
@@ -74,7 +74,7 @@ def test_questions_of_one_image_share_its_pixels(encoded):
 
 
 def test_a_comparison_has_both_images_in_their_order_and_mixes_with_others(processor, samples, encoded, model):
-    from medq_ray.evolve.dataset import collate, encode_all
+    from medq_ray.evolve.encoding import collate, encode_all
     from medq_ray.evolve.worker import sample_losses
 
     pair = encode_all(processor, [samples[0] | {"second_uri": samples[3]["uri"]}])
@@ -88,7 +88,7 @@ def test_a_comparison_has_both_images_in_their_order_and_mixes_with_others(proce
 
 
 def test_collate_pads_on_the_right_and_ignores_padding(processor, encoded):
-    from medq_ray.evolve.dataset import IGNORED, collate
+    from medq_ray.evolve.encoding import IGNORED, collate
 
     pad = processor.tokenizer.pad_token_id
     batch = collate(encoded, pad)
@@ -104,7 +104,7 @@ def test_collate_pads_on_the_right_and_ignores_padding(processor, encoded):
 
 
 def test_loss_is_the_hand_computed_one_on_answer_tokens_only(processor, encoded, model):
-    from medq_ray.evolve.dataset import collate
+    from medq_ray.evolve.encoding import collate
     from medq_ray.evolve.worker import sample_losses
 
     batch = collate(encoded, processor.tokenizer.pad_token_id)
@@ -123,7 +123,7 @@ def test_loss_is_the_hand_computed_one_on_answer_tokens_only(processor, encoded,
 
 
 def test_a_sample_without_loss_adds_nothing(processor, encoded, model):
-    from medq_ray.evolve.dataset import collate
+    from medq_ray.evolve.encoding import collate
     from medq_ray.evolve.worker import sample_losses, without_loss
 
     losses = sample_losses(model, collate([without_loss(encoded[0])], processor.tokenizer.pad_token_id))
@@ -158,7 +158,7 @@ def test_a_unit_for_each_block_or_one_for_all_is_the_same_step(processor, sample
     from torch.distributed.fsdp import FSDPModule
 
     from medq_ray.evolve import worker
-    from medq_ray.evolve.dataset import collate
+    from medq_ray.evolve.encoding import collate
 
     inputs = collate(encoded, processor.tokenizer.pad_token_id)
     units, weights = [], []
@@ -178,7 +178,7 @@ def test_a_unit_for_each_block_or_one_for_all_is_the_same_step(processor, sample
 
 def test_nan_stops_before_the_weights_change_and_names_the_samples(processor, samples, encoded, model, one_rank):
     from medq_ray.evolve import worker
-    from medq_ray.evolve.dataset import collate
+    from medq_ray.evolve.encoding import collate
 
     tokens, others = encoded[1]
     poisoned = [encoded[0], (tokens, {"pixel_values": torch.full_like(others["pixel_values"], math.nan)})]
@@ -193,7 +193,7 @@ def test_nan_stops_before_the_weights_change_and_names_the_samples(processor, sa
 
 
 def test_checkpoints_that_cannot_be_trained_are_refused(tmp_path):
-    from medq_ray.evolve.dataset import load_processor
+    from medq_ray.evolve.encoding import load_processor
 
     with pytest.raises(ValueError, match="config.json is missing"):
         load_processor(tmp_path / "nowhere")
@@ -207,7 +207,7 @@ def test_checkpoints_that_cannot_be_trained_are_refused(tmp_path):
 
 
 def test_a_broken_image_is_named_with_its_sample(processor, samples, tmp_path):
-    from medq_ray.evolve.dataset import encode_all
+    from medq_ray.evolve.encoding import encode_all
 
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
