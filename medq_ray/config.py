@@ -252,6 +252,9 @@ class Evolve(Section):
     """FSDP2 workers."""
     start_from: Literal["last", "base"] = "last"
     """Checkpoint that each fine-tuning starts from. Our choice."""
+    replay: Literal["all", "none"] = "all"
+    """Samples of earlier iterations that a fine-tuning sees again. Eq. 4 draws from D_new, which is 'none'; our choice
+    is all, so that what was learned first is not forgotten."""
     phash_radius: int = Field(4, ge=0, le=64)
     """Largest Hamming distance of duplicates' pHashes; their quality measures must agree too. Our choice."""
     quality_tolerance: float = Field(0.1, ge=0)
@@ -261,6 +264,13 @@ class Evolve(Section):
     tfidf_keep: int = Field(1, ge=1)
     """Near-duplicate descriptions kept of each group. Our choice: 1 for free text; the embedded world's templates need
     more, since all images of one cell are described in the same words."""
+    class_ratio: float | None = Field(None, ge=1)
+    """How many times as frequent an answer may be as the others to its kind of question about its modality are on
+    average (`evolve.balance`); of the surplus, samples that no expert has seen are dropped. None: any. Our choice: the
+    loop asks for what the model fails at, and a label that was paid for is not lightly thrown away."""
+    letter_ratio: float | None = Field(1.5, ge=1)
+    """How many times its even share a letter may be the right one; the options of the surplus change places, nothing is
+    dropped. None: any. Our choice: what dealing options at random leaves uneven stays below it (demo: 1.25 at most)."""
 
 
 class Loop(Section):

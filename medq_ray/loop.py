@@ -42,7 +42,7 @@ from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
-VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2}
+VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2, "evolve": 2}
 """Of phases whose results have changed under equal settings; a run of before is not finished with them."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
@@ -282,7 +282,7 @@ class Loop:
 
     def evolve(self, t: int, checkpoint: Path) -> Step:
         reviewed = self.done(t, "review")
-        earlier = self.done(t - 1, "evolve") if t > 0 else None
+        earlier = [self.done(i, "evolve") for i in range(t)]
         base = resolve_checkpoint(self.config.engine.checkpoint)
         start = checkpoint if self.config.evolve.start_from == "last" else base
         return self.step(
@@ -294,14 +294,13 @@ class Loop:
                 questions=self.done(t, "explore").table("questions"),
                 annotations=self.done(t, "annotate").table("annotations"),
                 verdicts=reviewed.table("verdicts"),
-                earlier=None if earlier is None else earlier.table("train/samples"),
+                earlier=pa.concat_tables([step.table("new") for step in earlier]) if earlier else None,
                 images=self.images,
                 checkpoint=start,
-                held_out=set(self.held_out),
             ),
             sections=("evolve",),
             inputs={"review": reviewed.fingerprint,
-                    "checkpoint": self.models.base if earlier is None else earlier.fingerprint},  # fmt: skip
+                    "checkpoint": earlier[-1].fingerprint if earlier else self.models.base},  # fmt: skip
         )
 
     def summarise(self, t: int, last: bool) -> dict:

@@ -310,9 +310,12 @@ SAMPLE = pa.schema(
         ("uri", pa.string()),
         ("kind", pa.string()),
         ("modality", pa.string()),
-        ("second_uri", pa.string()),  # image B of a comparison, else null
+        ("second_id", pa.string()),  # image B of a comparison, else null
+        ("second_uri", pa.string()),
         ("prompt", pa.string()),
+        ("options", pa.list_(pa.string())),  # as the prompt letters them: not always in the order they were asked in
         ("answer", pa.string()),
+        ("capabilities", pa.list_(pa.string())),  # of the question
         ("route", pa.string()),
         ("labelled_by", pa.string()),  # oracle | self | the reviewer's name
         ("simulated", pa.bool_()),  # True if a simulated oracle or expert made the label

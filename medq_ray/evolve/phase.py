@@ -28,14 +28,14 @@ def evolve(
     earlier: pa.Table | None,
     images: pa.Table,
     checkpoint: Path,
-    held_out: set[str],
 ) -> dict:
-    """Fine-tune `checkpoint` on this iteration's curated samples and all earlier ones.
+    """Fine-tune `checkpoint` on this iteration's curated samples and, by `evolve.replay`, all earlier ones.
 
     questions, annotations, verdicts: QUESTION, ANNOTATION, VERDICT of this iteration. earlier: SAMPLE of all earlier
-    iterations. images: image_id, phash, sharpness and noise of at least every image asked about. held_out: image ids
-    of dev and test. Needs a running Ray. Writes new.parquet, dropped.parquet, train/samples.parquet, metrics.jsonl
-    and checkpoint/. Equal inputs give equal bytes, with any number of kills in between.
+    iterations. images: POOL_IMAGE of all images of dev and test, and of all that any iteration asked about. Needs a
+    running Ray. Writes new.parquet, dropped.parquet, train/samples.parquet,
+    metrics.jsonl and checkpoint/. Equal inputs give equal bytes, with any number of kills in
+    between.
 
     Returns the counts of samples and drops, the seconds and the samples/s of the training. Raises ValueError when
     nothing is left to train on, and what `fine_tune` raises.
@@ -46,11 +46,11 @@ def evolve(
         verdicts,
         images,
         earlier=earlier,
-        held_out=held_out,
         settings=config.evolve,
         iteration=iteration,
     )
-    samples = new if earlier is None else pa.concat_tables([earlier.cast(SAMPLE), new]).sort_by("question_id")
+    replayed = [earlier.cast(SAMPLE)] if earlier is not None and config.evolve.replay == "all" else []
+    samples = pa.concat_tables([*replayed, new]).sort_by("question_id")
     write_table(folder / "new.parquet", new, SAMPLE)
     write_table(folder / "dropped.parquet", dropped, DROP)
     if not samples.num_rows:

@@ -32,7 +32,7 @@ def errors(run: RunFiles) -> list[dict]:
         if not asked:
             continue
         said = [(a["image_id"], wrong(asked[a["question_id"]], a["oracle_text"], run.truth)) for a in annotations]
-        taught = [(s["image_id"], wrong(asked[s["question_id"]], s["answer"], run.truth))
+        taught = [(s["image_id"], wrong(asked[s["question_id"]] | {"options": s["options"]}, s["answer"], run.truth))
                   for s in samples if s["iteration"] == row["t"]]  # fmt: skip
         oracle, trained = ([pair for pair in pairs if pair[1] is not None] for pairs in (said, taught))
         if oracle and trained:

@@ -1,4 +1,4 @@
-"""A few images with questions, annotations and verdicts, for the tests of this phase."""
+"""A few images with questions, annotations, verdicts and samples, for the tests of this phase."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import pyarrow as pa
 from PIL import Image
 
 from medq_ray import questions, schema
+from medq_ray.config import Evolve
+from medq_ray.evolve.curate import curate
 from medq_ray.images import pixel_digest
-
-HASHES = pa.schema([field for field in schema.embedded_image_schema(1) if field.name in
-                    ("image_id", "phash", "sharpness", "noise", "thumb")])  # fmt: skip
+from medq_ray.model.prompts import render
 
 
 def write_images(folder: Path, count: int) -> list[dict]:
@@ -32,11 +32,18 @@ def write_images(folder: Path, count: int) -> list[dict]:
     return rows
 
 
-def hashes(rows: list[dict]) -> pa.Table:
-    """Perceptual hashes of all images, far from each other unless a row brings its own."""
+def pooled(rows: list[dict]) -> pa.Table:
+    """schema.POOL_IMAGE of all images, each of its own patient and far from the others unless a row brings its own."""
     rng = np.random.default_rng(1)
-    table = [{"phash": int(rng.integers(1 << 63)), "sharpness": 1.0, "noise": 1.0, "thumb": bytes(256), **row} for row in rows]
-    return pa.Table.from_pylist([{name: row[name] for name in HASHES.names} for row in table], schema=HASHES)
+    table = [
+        {"split": "pool", "source": "synthetic", "patient": f"p{i}", "session": f"s{i}", "proven": True,
+         "licence": "CC0", "share": True, "train": True, "labels": "{}", "phash": int(rng.integers(1 << 63)),
+         "sharpness": 1.0, "noise": 1.0, "thumb": bytes(256), **row}
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(
+        [{name: row[name] for name in schema.POOL_IMAGE.names} for row in table], schema=schema.POOL_IMAGE
+    )
 
 
 def question(image: dict, kind: str) -> dict:
@@ -52,7 +59,8 @@ def question(image: dict, kind: str) -> dict:
         text, options = questions.description(modality), []
     return {"question_id": f"{image['image_id']}-{kind}", "image_id": image["image_id"], "uri": image["uri"],
             "kind": kind, "scope": "general", "modality": modality, "text": text, "options": options, "answer": "",
-            "capabilities": []}  # fmt: skip
+            "capabilities": [f"kind:{kind}", f"modality:{modality}"], "second_id": None,
+            "second_uri": None}  # fmt: skip
 
 
 def truth(image: dict, asked: dict) -> str:
@@ -82,5 +90,23 @@ def tables(images: list[dict]) -> dict[str, pa.Table]:
         "questions": pa.Table.from_pylist([row for _, row in asked], schema=schema.QUESTION),
         "annotations": pa.Table.from_pylist([annotation(q, truth(i, q)) for i, q in asked], schema=schema.ANNOTATION),
         "verdicts": pa.Table.from_pylist([], schema=schema.VERDICT),
-        "images": hashes(images),
+        "images": pooled(images),
     }
+
+
+def samples(images: list[dict]) -> pa.Table:
+    """schema.SAMPLE: the accepted samples of `tables`, and a comparison of the first two images."""
+    made = tables(images)
+    found, _ = curate(
+        made["questions"], made["annotations"], made["verdicts"], made["images"], earlier=None,
+        settings=Evolve(tfidf_keep=100), iteration=0,
+    )  # fmt: skip
+    one, other = found.to_pylist()[0], images[1]
+    text, options = questions.comparison("ct", np.random.default_rng(0))
+    compared = {
+        **{name: images[0][name] for name in ("image_id", "uri")}, "question_id": f"{images[0]['image_id']}-comparison",
+        "kind": "comparison", "second_id": other["image_id"], "second_uri": other["uri"], "options": options,
+        "prompt": render(text, options), "answer": "A",
+    }  # fmt: skip
+    rows = sorted([*found.to_pylist(), one | compared], key=lambda row: row["question_id"])
+    return pa.Table.from_pylist(rows, schema=schema.SAMPLE)

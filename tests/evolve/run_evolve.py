@@ -24,7 +24,7 @@ def run(images: list[dict], folder: Path) -> dict:
     rejected = [fake.verdict(row, "reject", "") for row in tables["annotations"].to_pylist()[:3]]
     verdicts = pa.Table.from_pylist(rejected, schema=VERDICT)
     return evolve(
-        folder, config=CONFIG, iteration=0, earlier=None, held_out=set(), checkpoint=embedded_checkpoint(),
+        folder, config=CONFIG, iteration=0, earlier=None, checkpoint=embedded_checkpoint(),
         **(tables | {"verdicts": verdicts}),
     )  # fmt: skip
 

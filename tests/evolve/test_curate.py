@@ -17,10 +17,10 @@ def images(tmp_path_factory):
     return fake.write_images(tmp_path_factory.mktemp("images"), 6)
 
 
-def run(tables, *, earlier=None, held_out=frozenset(), settings=SETTINGS, iteration=3):
+def run(tables, *, earlier=None, settings=SETTINGS, iteration=3):
     samples, drops = curate(
         tables["questions"], tables["annotations"], tables["verdicts"], tables["images"],
-        earlier=earlier, held_out=set(held_out), settings=settings, iteration=iteration,
+        earlier=earlier, settings=settings, iteration=iteration,
     )  # fmt: skip
     assert samples.schema == schema.SAMPLE and drops.schema == schema.DROP
     everyone = samples["question_id"].to_pylist() + drops["id"].to_pylist()
@@ -84,16 +84,69 @@ def test_the_verdict_decides_the_label_and_who_answers_for_it(images):
         assert (sample["answer"], sample["labelled_by"], sample["simulated"]) == (answer, labelled_by, simulated)
 
 
-def test_held_out_images_never_get_through(images):
-    samples, drops = run(fake.tables(images), held_out={images[2]["image_id"]})
+def held_out(images, number, **changes):
+    """The images with one more, of dev, that has nothing to do with them but what `changes` say."""
+    other = {"image_id": f"{number:016x}", "uri": "", "modality": "ct", "split": "dev", "patient": "q", "session": "r"}
+    return fake.pooled([*images, {**other, **changes}])
+
+
+@pytest.mark.parametrize(
+    ("why", "changes"),
+    [
+        ("patient of image", lambda row: {"patient": row["patient"]}),
+        ("session of image", lambda row: {"session": row["session"]}),
+        ("is a near-duplicate of one in dev", lambda row: {"phash": row["phash"] ^ 0b1011}),
+    ],
+)
+def test_what_dev_or_test_knows_is_never_trained_on(images, why, changes):
+    known = fake.pooled(images).to_pylist()
+    tables = fake.tables(images) | {"images": held_out(images, 5, **changes(known[2]))}
+    samples, drops = run(tables)
     assert {drop["step"] for drop in drops.values()} == {"leak"} and len(drops) == 4
+    assert {drop["keeper"] for drop in drops.values()} == {f"{5:016x}"}
+    assert all(why in drop["reason"] for drop in drops.values())
     assert images[2]["image_id"] not in {sample["image_id"] for sample in samples.values()}
+
+
+def test_an_image_of_test_itself_is_never_trained_on(images):
+    split = [{**row, "split": "test" if i == 2 else "pool"} for i, row in enumerate(images)]
+    _, drops = run(fake.tables(images) | {"images": fake.pooled(split)})
+    name = images[2]["image_id"]
+    assert {(drop["step"], drop["reason"], drop["keeper"]) for drop in drops.values()} == {
+        ("leak", f"image {name} is in test", name)
+    }
+    assert len(drops) == 4
+
+
+def test_unlike_images_of_dev_and_unknown_patients_leak_nothing(images):
+    unknown = [{**row, "patient": "", "session": ""} for row in images]
+    far = {"phash": 0, "patient": "", "session": ""}
+    assert not run(fake.tables(images) | {"images": held_out(unknown, 5, **far)})[1]
+    twin = fake.pooled(images).to_pylist()[2]
+    blurred = {"phash": twin["phash"], "sharpness": 0.5}  # the hash alone does not see the degradation
+    assert not run(fake.tables(images) | {"images": held_out(images, 5, **blurred)})[1]
+
+
+def test_both_images_of_a_comparison_are_looked_at(images):
+    tables = fake.tables(images[:1])
+    first, second = images[:2]
+    other = {"second_id": second["image_id"], "second_uri": second["uri"]}
+    question = tables["questions"].to_pylist()[0] | {"question_id": "c", "kind": "comparison"} | other
+    one = {"questions": pa.Table.from_pylist([question], schema=schema.QUESTION)}
+    one |= with_rows(tables, [fake.annotation(question, "A")]) | one
+    known = fake.pooled([first, second])
+    samples, _ = run(one | {"images": known})
+    assert (samples["c"]["second_id"], samples["c"]["second_uri"]) == (second["image_id"], second["uri"])
+    _, drops = run(one | {"images": fake.pooled([first, {**second, "split": "test"}])})
+    assert drops["c"]["reason"] == f"image {second['image_id']} is in test"
+    with pytest.raises(ValueError, match=f"image {second['image_id']} of question c has no perceptual hash"):
+        run(one | {"images": known.slice(0, 1)})
 
 
 def test_of_duplicate_images_the_owner_stays_and_is_named(images):
     twins = sorted(images[:3], key=lambda row: row["image_id"])
     alike = [{**row, "phash": 7} if row in twins else row for row in images]
-    tables = fake.tables(images) | {"images": fake.hashes(alike)}
+    tables = fake.tables(images) | {"images": fake.pooled(alike)}
     samples, drops = run(tables)
     owner = twins[0]["image_id"]
     assert owner in {sample["image_id"] for sample in samples.values()}
@@ -104,10 +157,21 @@ def test_of_duplicate_images_the_owner_stays_and_is_named(images):
     assert {drop["keeper"] for drop in drops.values()} == {twins[1]["image_id"]}
 
 
+def test_of_duplicate_images_the_one_that_experts_worked_on_stays(images):
+    twins = sorted(images[:3], key=lambda row: row["image_id"])
+    alike = [{**row, "phash": 7} if row in twins else row for row in images]
+    tables = fake.tables(images) | {"images": fake.pooled(alike)}
+    seen = [row for row in tables["annotations"].to_pylist() if row["image_id"] == twins[1]["image_id"]]
+    verdicts = [fake.verdict(seen[0], "accept", seen[0]["label"]), fake.verdict(seen[1], "reject", "")]
+    _, drops = run(with_rows(tables, tables["annotations"].to_pylist(), verdicts))
+    keepers = {drop["keeper"] for drop in drops.values() if drop["step"] == "duplicate"}
+    assert keepers == {twins[1]["image_id"]} and len(drops) == 8 + 1
+
+
 def test_an_image_of_an_earlier_iteration_stays_before_a_new_one(images):
     twins = sorted(images[:2], key=lambda row: row["image_id"])
     alike = [{**row, "phash": 7} if row in twins else row for row in images]
-    tables = fake.tables(images) | {"images": fake.hashes(alike)}
+    tables = fake.tables(images) | {"images": fake.pooled(alike)}
     rows = tables["annotations"].to_pylist()
     first = [row for row in rows if row["image_id"] == twins[1]["image_id"]]
     samples, _ = run(with_rows(tables, first), iteration=0)
@@ -117,9 +181,40 @@ def test_an_image_of_an_earlier_iteration_stays_before_a_new_one(images):
     assert {drop["keeper"] for drop in drops.values()} == {twins[1]["image_id"]} and len(drops) == 4
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_order_of_no_input_matters(images, seed):
+    """Images that are alike, of one patient or in dev; labels of all routes; verdicts: each table in other orders."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {**image, "phash": int(rng.integers(3)), "patient": f"p{rng.integers(9)}", "session": "",
+         "split": str(rng.choice(["pool", "pool", "pool", "dev"])), "sharpness": float(rng.choice([1.0, 2.0]))}
+        for image in images
+    ]  # fmt: skip
+    tables = fake.tables(images) | {"images": fake.pooled(rows)}
+    changed = [
+        {**row, "route": str(rng.choice(["oracle", "self", "expert", "dropped"]))}
+        for row in tables["annotations"].to_pylist()
+    ]
+    verdicts = [
+        fake.verdict(row, str(rng.choice(["accept", "reject"])), row["label"]) for row in changed if rng.random() < 0.5
+    ]
+    tables = with_rows(tables, changed, verdicts)
+    settings = Evolve(tfidf_keep=2, tfidf_threshold=0.6, class_ratio=1.0, letter_ratio=1.0)
+    first = [row["image_id"] in {images[0]["image_id"], images[3]["image_id"]} for row in changed]
+    before, _ = run(with_rows(tables, [r for r, own in zip(changed, first, strict=True) if own], verdicts),
+                    settings=settings, iteration=0)  # fmt: skip
+    earlier = pa.Table.from_pylist(list(before.values()), schema=schema.SAMPLE)
+    tables |= {"annotations": tables["annotations"].filter(pa.array([not own for own in first]))}
+    expected = run(tables, earlier=earlier, settings=settings)
+    for _ in range(3):
+        shuffled = {name: table.take(rng.permutation(table.num_rows)) for name, table in tables.items()}
+        found = run(shuffled, earlier=earlier.take(rng.permutation(earlier.num_rows)), settings=settings)
+        assert [list(rows.items()) for rows in found] == [list(rows.items()) for rows in expected]
+
+
 def test_order_of_rows_does_not_matter(images):
     alike = [{**row, "phash": 7} if i < 2 else row for i, row in enumerate(images)]
-    tables = fake.tables(images) | {"images": fake.hashes(alike)}
+    tables = fake.tables(images) | {"images": fake.pooled(alike)}
     settings = Evolve(tfidf_keep=1, tfidf_threshold=0.5)
     expected = run(tables, settings=settings)
     assert {drop["step"] for drop in expected[1].values()} == {"duplicate", "diversity"}
@@ -157,6 +252,20 @@ def test_descriptions_of_other_degradations_severities_and_modalities_are_no_nea
         for severity in schema.SEVERITIES[1:]
     }
     assert near_duplicate_texts(texts, set(), Evolve().tfidf_threshold, 1) == {}
+
+
+def test_the_defaults_drop_no_sample_for_balance_and_a_ratio_drops_what_no_expert_saw(images):
+    many = [{**images[1], "image_id": f"{i:016x}"} for i in range(9)]  # of one cell: they share their right answers
+    tables = fake.tables(many)
+    rows = [row for row in tables["annotations"].to_pylist() if row["question_id"].endswith("yes_no")]
+    rows = [{**row, "label": "A" if i < 7 else "B"} for i, row in enumerate(rows)]
+    seen = [fake.verdict(rows[6], "accept", "A")]
+    assert not run(with_rows(tables, rows, seen))[1]
+    samples, drops = run(with_rows(tables, rows, seen), settings=Evolve(class_ratio=1.5))
+    assert [sample["answer"] for sample in samples.values()] == ["A", "A", "A", "B", "B"]
+    assert rows[6]["question_id"] in samples  # the surplus is 4 of 7 Yes; what was reviewed comes first
+    assert {drop["step"] for drop in drops.values()} == {"balance"} and len(drops) == 4
+    assert all("'Yes' answers 7 of 9 yes_no questions about ct" in drop["reason"] for drop in drops.values())
 
 
 def test_annotations_without_question_or_hash_are_refused(images):

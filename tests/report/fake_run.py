@@ -180,7 +180,7 @@ def improved(folder: Path, t: int, prototypes: list[dict], pool: list[dict], rng
     write_json(folder / "review" / "stats.json", {"audit": audit(annotations, verdicts)})
     samples = [{
         "question_id": q["question_id"], "image_id": q["image_id"], "uri": q["uri"], "kind": q["kind"],
-        "modality": q["modality"], "prompt": q["text"], "answer": "A", "route": "cold_start", "labelled_by": "oracle",
+        "modality": q["modality"], "prompt": q["text"], "options": q["options"], "answer": "A", "route": "cold_start", "labelled_by": "oracle",
         "simulated": True, "iteration": t,
     } for q in questions[: int(len(questions) * 0.8)]]  # fmt: skip
     drops = [{"id": q["question_id"], "step": ("rejected", "phash", "tfidf")[i % 3], "reason": "made up", "keeper": ""}
