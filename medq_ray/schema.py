@@ -323,6 +323,23 @@ SAMPLE = pa.schema(
     ]
 )
 
+CHAT = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("messages", pa.list_(pa.struct([
+            ("role", pa.string()),  # user | assistant
+            ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))),  # image | text; or null
+        ]))),
+        ("images", pa.list_(pa.string())),  # uris, in the order of the image parts
+        ("image_ids", pa.list_(pa.string())),
+        ("sources", pa.list_(pa.string())),  # of each image
+        ("licences", pa.list_(pa.string())),
+        *((name, SAMPLE.field(name).type) for name in
+          ("kind", "modality", "capabilities", "route", "labelled_by", "simulated", "iteration")),
+    ]
+)  # fmt: skip
+"""A sample as chat messages with images, by uri: what trainers of any make can be given."""
+
 DROP = pa.schema(
     [
         ("id", pa.string()),

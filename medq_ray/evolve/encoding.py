@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medq_ray.evolve.dataset import turns
 from medq_ray.images import read_image
-from medq_ray.model.prompts import messages, uris_of
+from medq_ray.model.prompts import uris_of
 
 IGNORED = -100
 """Label of tokens without loss (torch's convention)."""
@@ -40,10 +41,7 @@ def chat(processor: Any, prompt: str, answer: str, images: int = 1) -> tuple[str
     The user turn is the one that the serving side sends (`prompts.messages`). Raises ValueError when the template
     does not write the assistant's turn as a continuation of the prompt.
     """
-    (user,) = messages([""] * images, prompt)
-    content = [{"type": "image"} if part["type"] == "image_url" else part for part in user["content"]]
-    turn = {"role": "user", "content": content}
-    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    turn, reply = turns(prompt, answer, images)
     asked = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
     answered = processor.apply_chat_template([turn, reply], tokenize=False)
     if not answered.startswith(asked):

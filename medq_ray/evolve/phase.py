@@ -13,6 +13,7 @@ import pyarrow as pa
 from medq_ray.artifacts import SCRATCH, write_table
 from medq_ray.config import Config
 from medq_ray.evolve.curate import curate
+from medq_ray.evolve.dataset import write_dataset
 from medq_ray.evolve.sft import fine_tune
 from medq_ray.schema import DROP, SAMPLE
 
@@ -33,8 +34,8 @@ def evolve(
 
     questions, annotations, verdicts: QUESTION, ANNOTATION, VERDICT of this iteration. earlier: SAMPLE of all earlier
     iterations. images: POOL_IMAGE of all images of dev and test, and of all that any iteration asked about. Needs a
-    running Ray. Writes new.parquet, dropped.parquet, train/samples.parquet,
-    metrics.jsonl and checkpoint/. Equal inputs give equal bytes, with any number of kills in
+    running Ray. Writes new.parquet, dropped.parquet, train/samples.parquet, the same as a data set in dataset/
+    (`evolve.dataset`), metrics.jsonl and checkpoint/. Equal inputs give equal bytes, with any number of kills in
     between.
 
     Returns the counts of samples and drops, the seconds and the samples/s of the training. Raises ValueError when
@@ -60,6 +61,7 @@ def evolve(
         )
     assert len(set(samples["question_id"].to_pylist())) == samples.num_rows, "a question was trained on twice"
     write_table(folder / "train" / "samples.parquet", samples, SAMPLE)
+    write_dataset(folder / "dataset", samples, images)
     speed = fine_tune(
         folder, samples=folder / "train" / "samples.parquet", checkpoint=checkpoint, config=config, iteration=iteration
     )

@@ -50,7 +50,7 @@ def test_it_learns_and_leaves_only_results(unbroken):
     first, last = steps[:STEPS_AN_EPOCH], steps[-STEPS_AN_EPOCH:]
     assert sum(step["loss"] for step in last) < sum(step["loss"] for step in first)
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint", "dropped.parquet", "metrics.jsonl", "new.parquet", "train",
+        "checkpoint", "dataset", "dropped.parquet", "metrics.jsonl", "new.parquet", "train",
     ]  # fmt: skip
     copied = {p.name for p in embedded_checkpoint().iterdir()}
     assert {p.name for p in (folder / "checkpoint").iterdir()} == copied
