@@ -7,6 +7,7 @@ import click
 
 from medq_ray import __version__, config, recipes
 from medq_ray.cli.annotating import annotate
+from medq_ray.cli.evolving import export
 from medq_ray.cli.exploring import calibrate, explore
 from medq_ray.cli.options import RUN_DIR, SET, UserError, resumable
 from medq_ray.cli.pooling import ingest, pool
@@ -169,6 +170,7 @@ main.add_command(pool)
 main.add_command(explore)
 main.add_command(calibrate)
 main.add_command(annotate)
+main.add_command(export)
 
 
 @main.group()
