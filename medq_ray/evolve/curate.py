@@ -207,8 +207,7 @@ def repeats(samples: list[dict], reviewed: set[str], settings: Evolve) -> Found:
     """Samples about an image whose description says what `tfidf_keep` others of this iteration say that stay.
 
     Earlier iterations are not counted, whichever way they are replayed (our choice): the loop asks again for what the
-    model still fails at. Counted, they would take another 303 of 933 and 378 of 963 samples of two demos' second turn,
-    those about every clean image among them.
+    model still fails at. Counted, they would take another 303 of 933 and 378 of 963 samples of two demos' second turn.
     """
     texts = {sample["question_id"]: sample["answer"] for sample in samples if sample["kind"] == "description"}
     similar = near_duplicate_texts(texts, reviewed, settings.tfidf_threshold, settings.tfidf_keep)
