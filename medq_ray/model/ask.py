@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray import console
-from medq_ray.model.account import note_cached
+from medq_ray.model.account import note_cached, requests
 from medq_ray.model.asker import HOPELESS, Asker
-from medq_ray.model.batch import ask_batches
+from medq_ray.model.batch import ask_batches, under_way
 from medq_ray.model.cache import Cache, request_key
 from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
@@ -76,7 +76,10 @@ def get_answers(
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
         bar.update(bar.initial)
         note_cached(cache, purpose, len(pc.unique(keys)) - pending.num_rows)
-        if endpoint.tariff.batch and pending.num_rows:
+        if (endpoint.tariff.batch and pending.num_rows) or under_way(cache):
+            first = pending.slice(0, 1)  # where there is a budget, it shows what a picture costs
+            if endpoint.tariff.max_cost is not None and not any(line["tokens"] for line in requests(cache)):
+                list(send(first, endpoint, sampling, cache, purpose, bar.update))
             ask_batches(pending.to_pylist(), endpoint, sampling, cache, purpose, bar.update)
             pending = unanswered(prompts, keys, cache)
             bar.n = prompts.num_rows - pending.num_rows

@@ -3,41 +3,54 @@ price.
 
 Floor 2. A batch only fills the cache: what it leaves unanswered is asked one by one as ever. Its state is a file beside
 the answers, written before every step, so that after a `kill -9` the same command waits for the same batch instead of
-paying for another.
+paying for another, and no picture stays at the endpoint.
 """
 
 import asyncio
+import itertools
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from medq_ray.artifacts import write_json
+from medq_ray.console import say
 from medq_ray.images import data_url, read_image
-from medq_ray.model.account import FOLDER, OverBudget, closed, most_prompt_tokens, opened, rewrite, spent
+from medq_ray.model.account import FOLDER, OverBudget, closed, most_prompt_tokens, opened, requests, rewrite
 from medq_ray.model.cache import Cache
-from medq_ray.model.chat import Client, Endpoint, EndpointError, Malformed, Sampling, read_bill
+from medq_ray.model.chat import Choice, Client, Endpoint, EndpointError, Malformed, Refused, Sampling, read_bill
 from medq_ray.model.prompts import messages
+from medq_ray.serving import one_line
 
 STATES = "batches"
 """Of batches under way, in the folder of an endpoint's answers."""
 MOST_BYTES = 150_000_000
 """Of the requests of one batch: OpenAI takes 200 MB."""
-PATIENCE = 60.0
+LONGEST_PAUSE = 60.0
 """Most seconds between two looks at a batch; the first come sooner."""
 ENDED = ("completed", "failed", "expired", "cancelled")
+FIELDS = {"purpose", "at", "most", "file", "batch", "kept", "failed"}
+"""Of a state: what the requests are for, when they were written down, key -> the most that each can cost, the uploaded
+file, the batch, the files of its answers once they are kept, and why it failed."""
+
+
+def under_way(cache: Path) -> bool:
+    """Whether batches were left by a kill, or by an endpoint in trouble."""
+    return any((cache / STATES).glob("*.json*"))
 
 
 def ask_batches(
     rows: list[dict], endpoint: Endpoint, sampling: Sampling, cache: Path, purpose: str, tell: Callable[[int], object]
 ) -> None:
-    """Fill the cache by batches of `endpoint.tariff.batch` requests, one batch at a time, after those that a kill has
-    left under way.
+    """Fill the cache by batches of `endpoint.tariff.batch` requests, one batch at a time, after those that are under way.
 
     rows: key, uris and prompt of each request; one with an image that cannot be read is left out. tell: is given how
     many more have been answered. Raises EndpointError (one line) when the endpoint offers no batches, fails one as a
-    whole or cannot be reached, and when the budget does not allow another request.
+    whole or cannot be reached for its patience, and when the budget does not allow another request; ValueError naming
+    a state that is damaged.
     """
     asyncio.run(Batches(endpoint, sampling, cache, purpose, tell).run(rows))
 
@@ -49,54 +62,53 @@ class Batches:
         self.endpoint, self.sampling, self.purpose, self.tell = endpoint, sampling, purpose, tell
         self.folder, self.cache = cache, Cache(cache)
         self.client = Client(endpoint)
-        self.remote = self.client.openai.with_options(max_retries=endpoint.retries)
+        self.remote = self.client.openai
 
     async def run(self, rows: list[dict]) -> None:
         try:
             for path in sorted((self.folder / STATES).glob("*.json")):
-                await self.resume(path)
+                await self.go_on(path, new=False)
             for orphan in (self.folder / STATES).glob("*.jsonl"):  # of a kill before there was a state
                 orphan.unlink()
             rows = [row for row in rows if row["key"] not in self.cache]
-            while rows:
+            while rows and self.endpoint.tariff.batch:
                 taken = await self.submit(rows[: self.endpoint.tariff.batch])
                 rows = rows[taken:]
         finally:
             await self.client.close()
 
     async def submit(self, rows: list[dict]) -> int:
-        """Send as many of the first rows as the budget and MOST_BYTES allow, and collect their answers; how many."""
-        name = uuid.uuid4().hex
-        state = {"purpose": self.purpose, "at": round(time.time(), 3), "most": {}, "file": None, "batch": None}
-        path, sent = self.folder / STATES / f"{name}.json", self.folder / STATES / f"{name}.jsonl"
+        """Send as many of the first rows as the budget and MOST_BYTES allow, and keep their answers; how many."""
+        path = self.folder / STATES / f"{uuid.uuid4().hex}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        taken = 0
-        with open(sent, "w") as file:
-            for key, line, most in self.lines(rows):
+        taken, most = 0, {}
+        with open(path.with_suffix(".jsonl"), "w") as file:
+            for key, line, money in self.lines(rows):
                 if line:
                     file.write(line)
-                    state["most"][key] = most
+                    most[key] = money
                 taken += 1
-        if state["most"]:
-            self.note(path, state)
-            with self.client.usable("uploads no batch", self.advice()):
-                uploaded = await self.remote.files.create(file=sent, purpose="batch")
-            self.note(path, state | {"file": uploaded.id})
-            await self.resume(path)
-        sent.unlink()
+        if not most:
+            path.with_suffix(".jsonl").unlink()
+            return taken
+        state = dict.fromkeys(FIELDS) | {"purpose": self.purpose, "at": round(time.time(), 3), "most": most}
+        self.book(path, [opened(key, state["purpose"], state["at"], money) for key, money in most.items()])
+        write_json(path, state)
+        await self.go_on(path, new=True)
         return taken
 
     def lines(self, rows: list[dict]) -> Iterator[tuple[str, str, float]]:
         """(key, the request as a line of the file, its greatest cost) until the budget or MOST_BYTES is used up; no
         line for a request whose image cannot be read. Raises EndpointError when not even one fits the budget."""
-        tariff, size, total = self.endpoint.tariff, 0, spent(self.folder)
+        tariff, size, booked = self.endpoint.tariff, 0, list(requests(self.folder))
+        total, seen = sum(line["money"] for line in booked), max((line["prompt_tokens"] for line in booked), default=0)
         for number, row in enumerate(rows):
             try:
                 content = messages([data_url(read_image(uri)) for uri in row["uris"]], row["prompt"])
             except ValueError:  # whoever asks one by one says why
                 yield row["key"], "", 0.0
                 continue
-            prompt = most_prompt_tokens(content)
+            prompt = most_prompt_tokens(content, seen)
             most = tariff.batch_price * tariff.cost(prompt, self.sampling.n * self.sampling.max_tokens)
             if tariff.max_cost is not None and total + most > tariff.max_cost:
                 if number == 0:
@@ -110,96 +122,145 @@ class Batches:
             size, total = size + len(text), total + most
             yield row["key"], text, most
 
-    async def resume(self, path: Path) -> None:
-        """Go on with a batch from where its state says."""
-        state = json.loads(path.read_text())
-        if state["file"] is None:  # nobody was asked anything
-            self.forget(path)
-            return
-        with self.client.usable("makes no batch", self.advice()):
-            if state["batch"] is None:
-                state["batch"] = await self.known(state["file"]) or await self.create(state["file"])
-                self.note(path, state)
-            batch = await self.ended(state["batch"])
-            answers, failed = [], []
-            if batch.output_file_id:
-                answers = (await self.remote.files.content(batch.output_file_id)).text.splitlines()
-            if batch.error_file_id:
-                failed = (await self.remote.files.content(batch.error_file_id)).text.splitlines()
-        self.keep(path, state, [json.loads(line) for line in answers + failed], batch.status)
-        with self.client.usable("does not delete the files of a batch", "delete them there by hand"):
-            for file in (state["file"], batch.output_file_id, batch.error_file_id):
-                if file:
-                    await self.remote.files.delete(file)
-        if batch.status == "failed":
-            errors = [error.message for error in (batch.errors.data if batch.errors else None) or []]
-            raise EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): batch {batch.id} failed: "
-                                f"{errors[0] if errors else 'no reason given'}; {self.advice()}")  # fmt: skip
+    async def go_on(self, path: Path, *, new: bool) -> None:
+        """Finish a batch from where its state says: upload it, make it, wait, keep the answers, clear up there; new:
+        nothing was sent before. Raises EndpointError too when the batch has failed as a whole."""
+        state, again = read_state(path), f"run the same command again, or delete {path} to ask, and pay, anew"
+        if state["file"] is None:
+            one_by_one = f"set {self.endpoint.tariff.section}.batch=0 to ask one by one"
+            uploads = itertools.count(int(not new))  # only the very first can do without looking
+            try:
+                state["file"] = await self.client.patiently(
+                    lambda: self.uploaded(path, next(uploads) == 0), "uploads no batch", one_by_one
+                )
+            except Refused:
+                self.forget(path)
+                raise
+            write_json(path, state)
+        if state["batch"] is None:
+            state["batch"] = await self.client.patiently(lambda: self.made(state["file"]), "makes no batch", again)
+            write_json(path, state)
+        if state["kept"] is None:
+            batch = await self.ended(state["batch"], again)
+            files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
+            texts = [await self.client.patiently(lambda name=name: self.text(name), "gives no answers", again)
+                     for name in files]  # fmt: skip
+            self.keep(path, state, "\n".join(texts), batch.status)
+            errors = (batch.errors.data if batch.errors else None) or []
+            why = one_line(errors[0].message or "") if errors else "no reason given"
+            write_json(path, state := state | {"kept": files, "failed": why if batch.status == "failed" else None})
+        for name in (state["file"], *state["kept"]):
+            try:
+                await self.client.patiently(lambda name=name: self.remote.files.delete(name), "keeps a file", "")
+            except EndpointError as error:
+                say(f"  {name} has our requests in it, pictures too: delete it there ({error})")
+        path.with_suffix(".jsonl").unlink(missing_ok=True)
+        path.unlink()
+        if state["failed"] is not None:
+            raise self.client.unusable(f"batch {state['batch']} failed: {state['failed']}", "mend that, and run the "
+                                       f"same command again or with {self.endpoint.tariff.section}.batch=0")  # fmt: skip
 
-    async def known(self, file: str) -> str | None:
-        """The batch that was made of a file before we were killed."""
+    async def uploaded(self, path: Path, new: bool) -> str:
+        """The file of a batch there, by its name if it was uploaded before we were killed."""
+        requests_file = path.with_suffix(".jsonl")
+        if not new:
+            async for known in self.remote.files.list(purpose="batch"):
+                if known.filename == requests_file.name:
+                    return known.id
+        return self.identified(await self.remote.files.create(file=requests_file, purpose="batch")).id
+
+    async def made(self, file: str) -> str:
+        """The batch of a file; looked for first, since one that was made, and whose making we did not hear of, is paid.
+        """
         async for batch in self.remote.batches.list(limit=100):
             if batch.input_file_id == file:
                 return batch.id
-        return None
-
-    async def create(self, file: str) -> str:
-        made = await self.remote.batches.create(
+        made = self.remote.batches.create(
             input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        return made.id
+        return self.identified(await made).id
 
-    async def ended(self, name: str):
+    async def ended(self, name: str, again: str) -> Any:
         """The batch once nothing more will come of it."""
         wait, told = 0.5, 0
         while True:
-            batch = await self.remote.batches.retrieve(name)
-            done = batch.request_counts.completed if batch.request_counts else 0
+            batch = self.identified(
+                await self.client.patiently(lambda: self.remote.batches.retrieve(name), "loses a batch", again)
+            )
+            done = (batch.request_counts.completed if batch.request_counts else 0) or 0
             self.tell(done - told)
             told = done
             if batch.status in ENDED:
                 return batch
             await asyncio.sleep(wait)
-            wait = min(2 * wait, PATIENCE)
+            wait = min(2 * wait, LONGEST_PAUSE)
 
-    def keep(self, path: Path, state: dict, lines: list[dict], status: str) -> None:
-        """Answers into the cache, costs into the account, the state away; twice is once."""
-        book = {}
-        for line in lines:
-            response = line.get("response") or {}
-            key, code = line["custom_id"], response.get("status_code")
-            if code != 200:
-                book[key] = ((0, 0), f"HTTP {code}" if code else status)
-                continue
+    async def text(self, file: str) -> str:
+        return (await self.remote.files.content(file)).text
+
+    def identified(self, reply: Any) -> Any:
+        """A reply that names what it is about. Raises EndpointError for another, such as a page for people."""
+        if not isinstance(getattr(reply, "id", None), str):
+            raise self.client.unusable("answers with neither file nor batch", "check the base URL")
+        return reply
+
+    def keep(self, path: Path, state: dict, answers: str, status: str) -> None:
+        """Answers into the cache, costs into the account; twice is once. Lines that cannot be read answer nothing."""
+        found = {}
+        for line in filter(None, map(str.strip, answers.split("\n"))):
             try:
-                choices, used = read_bill(json.dumps(response["body"]))
-            except Malformed as error:
-                book[key] = (None, str(error))
+                key, choices, used, outcome = read_line(line)
+            except Malformed:
                 continue
-            if len(choices) == self.sampling.n and any(not choice.error for choice in choices):
-                self.cache.put(key, choices)
-            book[key] = (used, "answered")
+            if key in state["most"]:
+                found[key] = (used, outcome)
+                if len(choices) == self.sampling.n and any(not choice.error for choice in choices):
+                    self.cache.put(key, choices)
         tariff, entries = self.endpoint.tariff, []
         for key, most in state["most"].items():
-            used, outcome = book.get(key, ((0, 0), status))
+            used, outcome = found.get(key, (None, "lost") if status == "completed" else ((0, 0), status))
             money = most if used is None else tariff.batch_price * tariff.cost(*used)
             entries += [opened(key, state["purpose"], state["at"], most), closed(key, used, 0.0, money, outcome)]
-        self.write_down(path, entries)
-        path.unlink()
+        self.book(path, entries)
+        outcomes = Counter(entry["outcome"] for entry in entries if "outcome" in entry)
+        if others := len(state["most"]) - outcomes.pop("answered", 0):
+            why = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+            say(f"  {others} of {len(state['most'])} requests of a batch are not answered ({why}): asked one by one")
 
-    def note(self, path: Path, state: dict) -> None:
-        """The state, and before it the requests as sent: whatever happens now, they may have been answered."""
-        self.write_down(path, [opened(key, state["purpose"], state["at"], most) for key, most in state["most"].items()])
-        write_json(path, state)
-
-    def write_down(self, path: Path, entries: list[dict]) -> None:
+    def book(self, path: Path, entries: list[dict]) -> None:
         """The lines of a batch in the account."""
         rewrite(self.folder / FOLDER / f"batch-{path.stem}.jsonl", entries)
 
     def forget(self, path: Path) -> None:
-        self.write_down(path, [])
+        """A batch of which nothing was sent."""
+        self.book(path, [])
         path.with_suffix(".jsonl").unlink(missing_ok=True)
         path.unlink()
 
-    def advice(self) -> str:
-        return f"set {self.endpoint.tariff.section}.batch=0 to ask one by one, or run the same command again"
+
+def read_state(path: Path) -> dict:
+    """Raises ValueError naming a state that is damaged."""
+    try:
+        state = json.loads(path.read_text())
+        if set(state) != FIELDS:
+            raise ValueError("other fields than expected")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it, and its batch is asked, and paid, anew") from error
+    return state
+
+
+def read_line(text: str) -> tuple[str, list[Choice], tuple[int, int] | None, str]:
+    """(key, choices, tokens of prompt and answers, outcome) in a line of a batch's answers. Raises Malformed."""
+    try:
+        line = json.loads(text)
+        key, response = line["custom_id"], line.get("response") or {}
+        code, body = response.get("status_code"), response.get("body")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Malformed(f"no line of a batch: {text[:60]!r}") from error
+    if code != 200:
+        return key, [], (0, 0), f"HTTP {code}" if code else "no answer"
+    try:
+        choices, used = read_bill(json.dumps(body))
+    except Malformed:
+        return key, [], None, "no completion"
+    return key, choices, used, "answered"

@@ -10,10 +10,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from medq_ray.model.account import Account, OverBudget, Tariff
@@ -22,6 +21,7 @@ from medq_ray.serving import one_line
 if TYPE_CHECKING:
     import openai
 
+T = TypeVar("T")
 BACKOFF = 0.5
 """Seconds before the first retry; doubles with each, up to BACKOFF_LIMIT, times a random factor in [0.5, 1]."""
 BACKOFF_LIMIT = 20.0
@@ -45,6 +45,10 @@ FATAL_STATUS = {
 
 class EndpointError(RuntimeError):
     """An endpoint cannot be used; the message is one line: which, what happened, what to do."""
+
+
+class Refused(EndpointError):
+    """It has answered that it will not do this."""
 
 
 class Down(RuntimeError):
@@ -238,7 +242,7 @@ class Client:
                     self.forms = False  # strict reading is left
                     return await self._answer(messages, replace(sampling, form=""), key)
                 if status in FATAL_STATUS:
-                    raise self._unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
+                    raise self.unusable(reason, FATAL_STATUS[status].format(key=self.endpoint.key_from)) from error
                 if status < 500 and status not in RETRIED_STATUS:
                     return [Choice("", error=f"{reason}: {one_line(error.message)}")]
                 wait, limited = max(wait, _retry_after(error)), status == 429
@@ -258,9 +262,9 @@ class Client:
         attempts = f"{reason} after {attempt} attempt{'s' if attempt > 1 else ''}"
         if limited:
             advice = "ask less at once (engine.concurrency, --concurrency), then run the same command again"
-            raise self._unusable(attempts, advice)
+            raise self.unusable(attempts, advice)
         if not self.answered and not await self.alive():
-            raise self._unusable(attempts, "see that it is up, then run the same command again")
+            raise self.unusable(attempts, "see that it is up, then run the same command again")
         raise Unanswered(attempts)
 
     async def alive(self) -> bool:
@@ -296,7 +300,7 @@ class Client:
         deadline = time.monotonic() + self.endpoint.patience
         while not await self.alive():
             if time.monotonic() > deadline:
-                raise self._unusable(
+                raise self.unusable(
                     f"down for {self.endpoint.patience:g} s", "see that it is up, then run the same command again"
                 )
             await asyncio.sleep(PROBE_PAUSE)
@@ -354,24 +358,36 @@ class Client:
             "logprobs": sampling.logprobs,
         } | ({"response_format": {"type": "json_schema", "json_schema": form}} if form else {})
 
-    @contextmanager
-    def usable(self, failing: str, advice: str) -> Iterator[None]:
-        """Raises EndpointError for what the OpenAI library raises within; failing: what the endpoint then does not do.
+    async def patiently(self, call: Callable[[], Awaitable[T]], failing: str, advice: str) -> T:
+        """What `call` gives; called again while the endpoint cannot be reached, has too much to do (429) or is in
+        trouble (5xx), for its patience. failing: what the endpoint does not do then.
+
+        Raises Refused when it has answered that it will not, EndpointError when its patience is over.
         """
         import openai
 
-        try:
-            yield
-        except openai.APIStatusError as error:
-            raise self._unusable(f"{failing} (HTTP {error.status_code}: {one_line(error.message)})", advice) from error
-        except openai.APIConnectionError as error:
-            raise self._unusable(f"{failing} (no connection: {one_line(error.__cause__ or error)})", advice) from error
+        began, wait = time.monotonic(), BACKOFF
+        while True:
+            try:
+                return await call()
+            except openai.APIStatusError as error:
+                reason = f"HTTP {error.status_code}: {one_line(error.message)}"
+                if error.status_code < 500 and error.status_code not in RETRIED_STATUS:
+                    raise Refused(str(self.unusable(f"{failing} ({reason})", advice))) from error
+                wait = max(wait, _retry_after(error))
+            except openai.APIConnectionError as error:
+                reason = f"no connection: {one_line(error.__cause__ or error)}"
+            if time.monotonic() - began + wait > self.endpoint.patience:
+                raise self.unusable(f"{failing} ({reason})", advice)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, BACKOFF_LIMIT)
 
     def over_budget(self, error: OverBudget) -> EndpointError:
         advice = f"raise {self.endpoint.tariff.section}.max_cost, then run the same command again"
-        return self._unusable(str(error), advice)
+        return self.unusable(str(error), advice)
 
-    def _unusable(self, reason: str, advice: str) -> EndpointError:
+    def unusable(self, reason: str, advice: str) -> EndpointError:
+        """The error that says so."""
         return EndpointError(f"{self.endpoint.base_url} (model {self.endpoint.model}): {reason}; {advice}")
 
 

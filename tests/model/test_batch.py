@@ -1,20 +1,25 @@
-"""An endpoint without batches says so, and money that a batch could cost is never spent in advance twice.
+"""Batches: whatever the endpoint does, each question has its answer, which is paid once, and no file stays there.
 
-Whole batches, and what a kill leaves of them: tests/serve_apps/test_oracle_faults.py.
+With a real kill: tests/serve_apps/test_oracle_faults.py.
 """
 
-import asyncio
 import json
+import time
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from batch_stub import BatchStub, running
 
 from medq_ray.images import encode_png
-from medq_ray.model import batch
+from medq_ray.model import batch as batch_module
 from medq_ray.model.account import Tariff, requests
 from medq_ray.model.ask import ask
 from medq_ray.model.batch import STATES, Batches
+from medq_ray.model.cache import Cache
 from medq_ray.model.chat import Endpoint, EndpointError, Sampling
 from medq_ray.schema import PROMPT
 
@@ -46,6 +51,7 @@ def test_an_endpoint_without_batches_says_so_in_one_line(stub, asked, tmp_path):
     assert "\n" not in str(error.value)
     answered = ask(prompts, Endpoint(stub.url, "m"), SAMPLING, tmp_path / "cache", "asking")
     assert answered["error"].to_pylist() == [""]
+    assert {line["outcome"] for line in requests(tmp_path / "cache")} == {"answered"}  # nothing is booked as under way
 
 
 def test_a_batch_holds_what_the_budget_and_its_size_allow(asked, tmp_path, monkeypatch):
@@ -58,33 +64,149 @@ def test_a_batch_holds_what_the_budget_and_its_size_allow(asked, tmp_path, monke
     assert len(list(batches(tmp_path, max_cost=2.5 * one).lines(asked))) == 3  # two, and the one that costs nothing
     with pytest.raises(EndpointError, match="raise oracle.max_cost"):
         list(batches(tmp_path, max_cost=0.5 * one).lines(asked))
-    monkeypatch.setattr(batch, "MOST_BYTES", 2.5 * len(lines[0][1]))
+    monkeypatch.setattr(batch_module, "MOST_BYTES", 2.5 * len(lines[0][1]))
     assert len(list(batches(tmp_path).lines(asked))) == 3
 
 
-def test_a_kill_before_the_upload_costs_nothing(asked, tmp_path):
-    ours = batches(tmp_path)
-    path = ours.folder / STATES / "b.json"
-    ours.note(path, {"purpose": "asking", "at": 0.0, "most": {"k0": 0.25}, "file": None, "batch": None})
-    assert [line["money"] for line in requests(ours.folder)] == [0.25]  # until somebody knows better
-    asyncio.run(batches(tmp_path).run([]))
-    assert list(requests(ours.folder)) == [] and list((ours.folder / STATES).iterdir()) == []
+@pytest.fixture
+def endpoint() -> Iterator[BatchStub]:
+    with running() as stub:
+        yield stub
 
 
-def test_answers_are_kept_once_however_often_they_are_collected(tmp_path):
-    ours = batches(tmp_path)
-    usage = {"prompt_tokens": 100, "completion_tokens": 2}
-    reply = {"choices": [{"message": {"content": "A"}, "finish_reason": "stop"}], "usage": usage, "model": "m"}
-    lines = [{"custom_id": "k0", "response": {"status_code": 200, "body": reply}},
-             {"custom_id": "k1", "response": {"status_code": 429, "body": {}}},
-             {"custom_id": "k2", "response": None, "error": {"code": "batch_expired"}},
-             {"custom_id": "k3", "response": {"status_code": 200, "body": {"choices": []}}}]  # fmt: skip
-    state = {"purpose": "asking", "at": 0.0, "most": dict.fromkeys(("k0", "k1", "k2", "k3"), 0.5)}
-    for _ in range(2):  # killed after the first time, before the state was gone
-        path = ours.folder / STATES / "b.json"
-        ours.note(path, state)
-        ours.keep(path, state, lines, "expired")
-    booked = {line["outcome"]: line["money"] for line in requests(ours.folder)}
-    assert booked == {"answered": pytest.approx(0.5 * (2.5 * 100 + 10 * 2) / 1e6), "HTTP 429": 0.0, "expired": 0.0,
-                      "no choices": 0.5}  # fmt: skip
-    assert len(ours.cache) == 1 and ours.cache.get("k0")[0].text == "A"
+def ask_five(stub: BatchStub, folder: Path, rows: list[dict], *, batch: int = 100, **tariff) -> pa.Table:
+    """Ask all but the unreadable one."""
+    prompts = [{"question_id": row["key"], "uris": row["uris"], "prompt": row["prompt"]} for row in rows if row["key"] != "k2"]
+    settings = Tariff(2.5, 10.0, batch=batch, batch_price=0.5, **tariff)
+    there = Endpoint(stub.url, "m", retries=1, patience=20.0, tariff=settings)
+    return ask(pa.Table.from_pylist(prompts, schema=PROMPT), there, SAMPLING, folder / "cache", "asking")
+
+
+def assert_clean(stub: BatchStub, folder: Path) -> None:
+    assert stub.files == {} and not list((folder / "cache" / STATES).iterdir())
+
+
+def money(folder: Path) -> float:
+    return sum(line["money"] for line in requests(folder / "cache"))
+
+
+def billed(stub: BatchStub, alone: int = 0) -> float:
+    """What the endpoint takes, `alone` of its answers at the full price."""
+    each = (2.5 * stub.picture_tokens + 10 * 2) / 1e6
+    return each * (0.5 * (stub.asked["answered"] - alone) + alone)
+
+
+def said(capsys: pytest.CaptureFixture) -> str:
+    return "".join(capsys.readouterr())
+
+
+def test_one_batch_is_one_batch(endpoint, asked, tmp_path):
+    table = ask_five(endpoint, tmp_path, asked)
+    assert table["text"].to_pylist() == ["A"] * 4 and endpoint.asked["POST /chat/completions"] == 0
+    assert money(tmp_path) == pytest.approx(billed(endpoint))
+    assert_clean(endpoint, tmp_path)
+
+
+def test_a_batch_whose_making_was_not_heard_of_is_found(endpoint, asked, tmp_path):
+    endpoint.lose_makings = 1
+    ask_five(endpoint, tmp_path, asked)
+    assert len(endpoint.batches) == 1 and money(tmp_path) == pytest.approx(billed(endpoint))
+    assert_clean(endpoint, tmp_path)
+
+
+def test_an_outage_is_sat_out(endpoint, asked, tmp_path):
+    endpoint.down_until = time.monotonic() + 4
+    assert ask_five(endpoint, tmp_path, asked)["error"].to_pylist() == [""] * 4
+    assert len(endpoint.batches) == 1
+
+
+BAD = ["<html>", "[]", "{}", '{"custom_id": "k0", "response": "text"}', '{"custom_id": "stranger", "response": null}',
+       '{"custom_id": "x", "response": {"status_code": 200, "body": {}}}', "", '{"custom_id": ']  # fmt: skip
+
+
+def test_lines_that_nobody_can_read_spoil_no_others(endpoint, asked, tmp_path, capsys):
+    endpoint.lines, endpoint.skip = BAD, 1
+    table = ask_five(endpoint, tmp_path, asked)
+    assert table["text"].to_pylist() == ["A"] * 4
+    assert endpoint.asked["POST /chat/completions"] == 2  # a look whether it is there, and the one that was left out
+    assert "1 of 4 requests of a batch are not answered (1 lost): asked one by one" in said(capsys)
+    assert len(Cache(tmp_path / "cache")) == 4  # and no stranger
+    assert money(tmp_path) >= billed(endpoint, alone=2)
+    assert_clean(endpoint, tmp_path)
+
+
+def test_what_an_expired_batch_leaves_is_asked_one_by_one_and_costs_once(endpoint, asked, tmp_path):
+    endpoint.status, endpoint.skip = "expired", 3
+    ask_five(endpoint, tmp_path, asked)
+    assert endpoint.asked["POST /chat/completions"] == 4  # with a look whether it is there
+    assert money(tmp_path) == pytest.approx(billed(endpoint, alone=4))
+
+
+def test_a_failed_batch_says_why_in_one_line_and_costs_nothing(endpoint, asked, tmp_path):
+    endpoint.status = "failed"
+    with pytest.raises(EndpointError, match="batch-0 failed: too many tokens; mend that") as error:
+        ask_five(endpoint, tmp_path, asked)
+    assert "\n" not in str(error.value) and money(tmp_path) == 0
+    assert_clean(endpoint, tmp_path)
+
+
+def test_a_page_for_people_is_no_batch(endpoint, asked, tmp_path):
+    endpoint.page = "/files"
+    with pytest.raises(EndpointError, match="answers with neither file nor batch"):
+        ask_five(endpoint, tmp_path, asked)
+
+
+def test_files_that_cannot_be_deleted_are_named(endpoint, asked, tmp_path, capsys):
+    endpoint.undeletable = True
+    ask_five(endpoint, tmp_path, asked)
+    told = said(capsys)
+    assert all(f"{name} has our requests in it" in told for name in endpoint.files) and len(endpoint.files) == 2
+    assert not list((tmp_path / "cache" / STATES).iterdir())
+
+
+def test_the_budget_holds_where_pictures_cost_more_than_anybody_thought(endpoint, asked, tmp_path):
+    endpoint.picture_tokens = 40_000
+    with pytest.raises(EndpointError, match="raise oracle.max_cost"):
+        ask_five(endpoint, tmp_path, asked, max_cost=0.16)  # one alone: 0.1; in a batch 0.05
+    assert money(tmp_path) <= 0.16
+    table = ask_five(endpoint, tmp_path, asked, max_cost=0.5)
+    assert table["error"].to_pylist() == [""] * 4
+
+
+STAGES = ("uploaded", "file", "batch", "kept")
+"""Where a kill may hit: before the upload is noted, and after each note."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("batch", [100, 0])
+def test_a_kill_pays_nothing_twice_and_leaves_no_file(endpoint, asked, tmp_path, monkeypatch, stage, batch):
+    """The kill is an exception out of the writing of the state, before it (uploaded) or after."""
+    written = batch_module.write_json
+
+    class Killed(BaseException):
+        pass
+
+    def killing(path, state):
+        if stage == "uploaded" and state["file"]:
+            raise Killed
+        written(path, state)
+        if stage != "uploaded" and state[stage] is not None:
+            raise Killed
+
+    monkeypatch.setattr(batch_module, "write_json", killing)
+    with pytest.raises(Killed):
+        ask_five(endpoint, tmp_path, asked)
+    monkeypatch.setattr(batch_module, "write_json", written)
+    assert ask_five(endpoint, tmp_path, asked, batch=batch)["text"].to_pylist() == ["A"] * 4
+    assert len(endpoint.batches) == 1 and endpoint.asked["answered"] == 4
+    assert money(tmp_path) == pytest.approx(billed(endpoint))
+    assert_clean(endpoint, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"purpose": "x"'])
+def test_a_damaged_state_is_named(endpoint, asked, tmp_path, text):
+    path = tmp_path / "cache" / STATES / "b.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"b\.json: damaged .*delete it"):
+        ask_five(endpoint, tmp_path, asked)
