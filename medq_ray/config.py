@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class World(Section):
@@ -300,7 +300,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def judged(self) -> "Config":
-        if self.annotate.agreement == "judge" and self.judge.base_url is None:
+        if self.annotate.agreement == "judge" and not (self.judge.base_url and self.judge.model):
             raise ValueError("annotate.agreement=judge needs a judge: set judge.base_url and judge.model")
         return self
 
@@ -360,8 +360,9 @@ def validated(data: dict[str, Any]) -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
-            + (f" (got {e['input']!r})" if e["type"] != "extra_forbidden" else "")  # it might be a secret
+            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"].removeprefix("Value error, ")])
+            # an unknown setting might be a secret, and a whole section says nothing
+            + (f" (got {e['input']!r})" if e["type"] != "extra_forbidden" and not isinstance(e["input"], dict) else "")
             for e in error.errors()
         ]
         raise ValueError("invalid settings: " + "; ".join(lines)) from error

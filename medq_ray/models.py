@@ -126,7 +126,8 @@ class Models:
         """Write into the ledger what the step's answers cost, of the time before a kill too."""
         for folder in sorted(path.parent for path in (self.root / "cache").glob(f"*/{FOLDER}")):
             name = folder.name.partition("-")[0]
-            simulated = name == "oracle" and self.config.oracle.model == SIMULATED_ORACLE
+            asked = {"oracle": self.config.oracle.model, "judge": self.config.judge.model}.get(name)
+            simulated = asked == SIMULATED_ORACLE  # it answers to no other name
             for what, amount in usage(folder, f"{self.step}: ").items():
                 if amount:
                     ledger.add(step=self.step, what=f"{name} {what.replace('_', ' ')}", amount=amount, unit=SUMS[what],

@@ -93,3 +93,16 @@ def test_a_settings_file_that_is_no_settings_file_is_named(tmp_path):
     for name in ("list.yaml", "bad.yaml", "missing.yaml"):
         with pytest.raises(ValueError, match=name):
             load(tmp_path / name)
+
+
+@pytest.mark.parametrize("assignment", ["oracle.input_price=.inf", "annotate.dead_band=.inf", "annotate.tau_entropy=.nan"])
+def test_numbers_are_finite(assignment):
+    with pytest.raises(ValueError, match=assignment.partition("=")[0]):
+        config.override(config.Config(), [assignment])
+
+
+def test_a_judge_of_agreement_must_be_named_in_one_line():
+    for given in ([], ["judge.base_url=http://127.0.0.1/v1"]):
+        with pytest.raises(ValueError, match="^invalid settings: annotate.agreement=judge needs a judge") as error:
+            config.override(config.Config(), ["annotate.agreement=judge", *given])
+        assert len(str(error.value)) < 150

@@ -2,14 +2,12 @@
 
 import base64
 import io
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from batch_stub import running
 from click.testing import CliRunner
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import dcmread
@@ -42,6 +40,7 @@ SECRETS = ("plantedname", "plantedid", "19470815", "plantedhospital", "planted c
 def test_anything_but_this_machine_is_external(url, external):
     assert is_external(url) is external
 
+
 def written(pixels: np.ndarray, text: str, size: int = 12) -> np.ndarray:
     """A picture with a text in its upper left corner, white on dark and black on bright."""
     picture = Image.fromarray(pixels)
@@ -68,6 +67,11 @@ def test_text_in_a_corner_is_found_and_pictures_without_are_let_go():
     assert len(held) <= 5, held  # the grains of severe noise line up like letters
 
 
+def test_tall_letters_in_a_large_picture_are_found():
+    smooth = np.zeros((2_048, 2_048, 3), np.uint8) + np.linspace(0, 40, 2_048).astype(np.uint8)[:, None, None]
+    assert has_text(written(smooth, NAMES[0], 96)) and has_text(written(smooth, NAMES[0], 24)) and not has_text(smooth)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (4, 300, 3), (64, 64, 3)])
 def test_any_shape_is_looked_at(shape):
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -88,36 +92,6 @@ def test_what_is_held_can_be_looked_at_and_cleared(tmp_path):
     assert gate.held(uris) == {} == Gate(tmp_path / "run").held(uris)
 
 
-class Recorder(BaseHTTPRequestHandler):
-    """Keeps every byte that comes in, and answers 'A'."""
-
-    heard: list[bytes] = []
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.heard.append(f"{self.requestline}\n{self.headers}".encode() + body)
-        choice = {"index": 0, "message": {"role": "assistant", "content": "A"}, "finish_reason": "stop"}
-        reply = json.dumps({"choices": [choice], "model": "m"}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-
-@pytest.fixture
-def recorder() -> Iterator[str]:
-    Recorder.heard = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
-
-
 def dicom(text: str = "") -> bytes:
     """A CT slice whose header is full of names, and maybe its picture too."""
     dataset = dcmread(get_testdata_file("CT_small.dcm", download=False))
@@ -135,7 +109,8 @@ def dicom(text: str = "") -> bytes:
 
 
 @pytest.mark.engine
-def test_no_byte_of_a_patient_reaches_a_recording_endpoint(tmp_path, ray_local, recorder, monkeypatch):
+@pytest.mark.parametrize("batch", [0, 10])
+def test_no_byte_of_a_patient_reaches_a_recording_endpoint(tmp_path, ray_local, monkeypatch, batch):
     root, pool = tmp_path / "Plantedname_Erika", tmp_path / "p"
     root.mkdir()
     (root / "clean.dcm").write_bytes(dicom())
@@ -146,19 +121,21 @@ def test_no_byte_of_a_patient_reaches_a_recording_endpoint(tmp_path, ray_local, 
     assert len(paths) == 2
     named = next(name for name, path in paths.items() if has_text(read_image(path)))
     monkeypatch.setattr(models, "is_external", lambda url: True)  # as if it were somewhere else
-    settings = config.override(config.Config(), [f"oracle.base_url={recorder}", "oracle.model=m"])
-    oracle = Models(settings, tmp_path / "run", world=None).oracle(Servers())
     prompts = pa.Table.from_pylist(
         [{"question_id": name, "uris": [path], "prompt": "Is it sharp?"} for name, path in paths.items()], schema=PROMPT
     )
-    answers = {row["question_id"]: row for row in oracle(prompts, Sampling(logprobs=False), "oracle").to_pylist()}
+    with running() as endpoint:
+        given = [f"oracle.base_url={endpoint.url}", "oracle.model=m", f"oracle.batch={batch}"]
+        oracle = Models(config.override(config.Config(), given), tmp_path / "run", world=None).oracle(Servers())
+        answers = {row["question_id"]: row for row in oracle(prompts, Sampling(logprobs=False), "oracle").to_pylist()}
+    assert len(endpoint.batches) == (batch > 0)
     assert answers.keys() == paths.keys()
     assert answers[named]["error"].startswith("held back: text seems to be written") and answers[named]["text"] == ""
     assert [row["text"] for name, row in answers.items() if name != named] == ["A"]
 
-    assert len(Recorder.heard) >= 1
+    assert len(endpoint.heard) >= 1
     pictures = []
-    for heard in Recorder.heard:
+    for heard in endpoint.heard:
         said = heard.decode("latin-1").lower()
         assert not [secret for secret in (*SECRETS, "doe jane", str(tmp_path).lower()) if secret in said]
         for url in [part.partition('"')[0] for part in heard.decode("latin-1").split("data:image/png;base64,")[1:]]:

@@ -4,14 +4,15 @@ At t = 0 experts see everything, and the model annotates beside (`annotate.annot
 sends them and the audits; an audited sample stands for all of its route, one over the audits' share of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from medq_ray.annotate.agreement import readable, says_same
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.intervals import wilson
+from medq_ray.labels import readable, says_same
 
 SHARES = np.round(np.arange(0, 1.01, 0.02), 2)
 """Experts' shares of a curve."""
@@ -134,10 +135,16 @@ def routes_of(run_dir: Path) -> list[dict]:
     return [read_json(path) for path in paths]
 
 
-def last_reviewed(run_dir: Path, iterations: int) -> int:
-    """The last iteration with verdicts, 0 where there is none."""
-    has = (Path(run_dir) / f"iter-{t:02d}" / "review" / "verdicts.parquet" for t in range(iterations))
-    return max((t for t, path in enumerate(has) if path.exists()), default=0)
+def reviewed_in(run_dir: Path, iterations: Sequence[int]) -> tuple[int, Reviewed]:
+    """The last of the iterations whose review can be calibrated by, and its samples: after the cold start experts may
+    have seen too few for it. Raises ValueError as `reviewed` does for the last, where none can."""
+    errors = []
+    for iteration in reversed(iterations):
+        try:
+            return iteration, reviewed(run_dir, iteration)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def routes_table(routes: list[dict]) -> str:

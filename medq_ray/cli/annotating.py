@@ -34,8 +34,7 @@ def annotate(
         return
     if experts is not None and error is not None:
         raise ValueError("give one target: --experts or --error")
-    chosen = calibration.last_reviewed(run_dir, len(routes)) if iteration is None else iteration
-    samples = calibration.reviewed(run_dir, chosen)
+    chosen, samples = calibration.reviewed_in(run_dir, range(len(routes)) if iteration is None else [iteration])
     points = calibration.curve(samples)
     proposed = calibration.propose(points, experts=0.18 if experts is None else experts, error=error)
     if as_json:
@@ -43,5 +42,5 @@ def annotate(
         click.echo(json.dumps(found, indent=1))
         return
     click.echo(f"iteration {chosen}: {calibration.table(points, samples, proposed)}\n")
-    click.echo("proposed: --set annotate.tau_entropy={tau_entropy:.4f} --set annotate.tau_agreement={tau_agreement:g}"
+    click.echo("proposed: --set annotate.tau_entropy={tau_entropy!r} --set annotate.tau_agreement={tau_agreement:g}"
                .format(**proposed))  # fmt: skip

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from medq_ray.config import Evolve
 from medq_ray.evolve.balance import dealt, overfull
-from medq_ray.model.prompts import parse_letter, render
+from medq_ray.labels import readable
+from medq_ray.model.prompts import render
 from medq_ray.pool.dedup import Images, between, duplicate_groups
-from medq_ray.questions.findings import read_findings
 from medq_ray.schema import DROP, SAMPLE
 
 REVIEWED_ROUTES = ("cold_start", "expert")
@@ -106,14 +106,10 @@ def labelled(
         accepted_oracle = verdict["action"] == "accept" and annotation["labelled_by"] == "oracle"
         label, author = verdict["after"], verdict["reviewer"]
         simulated = verdict["simulated"] or (accepted_oracle and annotation["oracle_simulated"])
-    if question["options"]:
-        answer = parse_letter(label, len(question["options"]))
-        if answer is None:
-            return None, f"label {label!r:.60} is none of the {len(question['options'])} letters"
-    else:
-        answer = label.strip()
-        if read_findings(answer) is None:
-            return None, f"label {label!r:.60} is no readable description"
+    answer = readable(question["kind"], label, len(question["options"]))
+    if answer is None:
+        form = f"none of the {len(question['options'])} letters" if question["options"] else "no readable description"
+        return None, f"label {label!r:.60} is {form}"
     return {
         **{name: question[name] for name in TAKEN},
         "prompt": render(question["text"], question["options"]),

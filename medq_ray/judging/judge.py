@@ -6,7 +6,7 @@ never an image. Scores are 0 to 2 on each of four axes.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -85,16 +85,17 @@ def rubric(wording: Wording, task: str, axis: str, prediction: str | None, golde
 
 
 def judge(
-    items: pa.Table, answer: Answer, *, wording: Wording, model: str, rounds: int, temperature: float = 0.0
-) -> pa.Table:
+    items: pa.Table, answer: Answer, *, wording: Wording, model: str, rounds: int, temperature: float = 0.0,
+    axes: Sequence[str] = AXES,
+) -> pa.Table:  # fmt: skip
     """schema.JUDGEMENT of all items, sorted by (question_id, round, axis as in AXES).
 
     items: ITEM; answer: asks the judge, schema.PROMPT -> schema.COMPLETION; model: the judge's name for the record.
     Rounds and attempts differ in the seed, which changes nothing for a judge that decodes greedily: several rounds need
     a temperature to show its scatter. Raises ValueError when two items have one question_id.
     """
-    asked = {f"{item['question_id']}/{axis}": (item, axis) for item in items.to_pylist() for axis in AXES}
-    if len(asked) < items.num_rows * len(AXES):
+    asked = {f"{item['question_id']}/{axis}": (item, axis) for item in items.to_pylist() for axis in axes}
+    if len(asked) < items.num_rows * len(axes):
         raise ValueError("two items to be judged have the same question_id")
     prompts = {
         name: rubric(wording, item["task"], axis, item["prediction"], item["golden"])
@@ -110,12 +111,14 @@ def judge(
     return pa.Table.from_pylist(rows, schema=JUDGEMENT)
 
 
-def judge_descriptions(rows: list[dict], answer: Answer, settings: Judge) -> pa.Table:
+def judge_descriptions(
+    rows: list[dict], answer: Answer, settings: Judge, axes: Sequence[str] = AXES
+) -> pa.Table:
     """`judge` as the settings have it; rows: question_id, golden and prediction of descriptions. Raises ValueError too
     where the rubrics in the settings cannot be used."""
     items = pa.Table.from_pylist([row | {"task": "description"} for row in rows], schema=ITEM)
     return judge(items, answer, wording=wording_of(settings), model=settings.model, rounds=settings.rounds,
-                 temperature=settings.temperature)  # fmt: skip
+                 temperature=settings.temperature, axes=axes)  # fmt: skip
 
 
 def _round(prompts: dict[str, str], answer: Answer, number: int, temperature: float) -> dict[str, dict]:

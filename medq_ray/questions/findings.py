@@ -1,14 +1,15 @@
-"""What a description says about an image's quality, in whatever words: degradations, severity, grade.
+"""What a description says about an image's quality, where its words leave no doubt: degradations, severity, grade.
 
-Floor 1. `questions.read_description` reads the closed form that the embedded world writes; models and people write free
-sentences that end as MedQ-Bench asks: "Overall, the quality of this image is good / usable / reject". Rules are ours.
+Floor 1. `questions.read_description` reads the closed form that the embedded world writes; models and people write
+sentences that end as MedQ-Bench asks: "Overall, the quality of this image is good / usable / reject". Rules are ours,
+and rather leave a text unread, which sends it to an expert or the judge, than take a denial for a finding.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-from medq_ray.questions import DEGRADATION_NAMES
+from medq_ray.questions import DEGRADATION_NAMES, MODALITY_NAMES
 from medq_ray.schema import GRADES, SEVERITIES
 
 WORDS = {
@@ -30,14 +31,35 @@ SAID = {
     name: re.compile(rf"\b(?:{WORDS.get(name, text.replace(' ', '[- ]'))})\b", re.IGNORECASE)
     for name, text in DEGRADATION_NAMES.items()
 }
+ANY = "|".join(f"(?:{words.pattern})" for words in SAID.values())
+MODALITIES = {
+    "mri": r"mri?|magnetic resonance", "ct": r"ct|tomogra\w+", "endoscopy": r"endoscop\w+", "fundus": r"fundus\w*",
+    "histopathology": r"histo(?:patho)?log\w+",
+}  # fmt: skip
+NAMED = {name: re.compile(rf"\b(?:{MODALITIES[name]})\b", re.IGNORECASE) for name in MODALITY_NAMES}
 LEVELS = {
     "mild": re.compile(r"\b(?:mild|slight|minor|minimal|subtle)(?:ly)?\b", re.IGNORECASE),
     "severe": re.compile(r"\b(?:severe|strong|heavy|marked|pronounced|substantial)(?:ly)?\b", re.IGNORECASE),
 }
-CLAUSES = re.compile(r"[.;:!?\n]|\b(?:but|however|although|though|despite|while|yet|whereas|except)\b", re.IGNORECASE)
-DENIED = re.compile(r"\b(?:no|not|without|free (?:of|from)|absence of|neither|nor|lacks?|never)\b", re.IGNORECASE)
-PRAISED = re.compile(r"\b(?:low|little|acceptable|adequate|even|good|well|normal|correct|balanced)\b", re.IGNORECASE)
-GRADE = re.compile(rf"\bquality\b[^.;\n]*?\bis ['\"*]*({'|'.join(GRADES)})\b", re.IGNORECASE)
+DOUBTED = re.compile(
+    r"n't\b|\b(?:no|not|none|nor|never|neither|without|absen\w+|free|lack\w*|hardly|barely|cannot|instead|rather|unlike"
+    r"|exclu\w+|remov\w+|correct\w*|avoid\w*|prevent\w*|suppress\w*|reduc\w+|less|low|little|if|may|might|could|would"
+    r"|possib\w+|question\w*|almost|nearly|previous\w*|earlier|other)\b",
+    re.IGNORECASE,
+)
+"""Words beside which a degradation may be anything but a finding."""
+DENIED = re.compile(
+    rf"\W*(?:(?:and|but|there (?:is|are)|it has|with)\W+)?(?:no|without(?: any)?)(?: (?:visible|obvious|apparent|clear))?"
+    rf" (?:{ANY})(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*(?: arte?facts?)?(?: (?:is|are))?"
+    r"(?: (?:visible|seen|present))?\W*",
+    re.IGNORECASE,
+)
+"""A clause that denies degradations and says nothing else."""
+CLAUSES = re.compile(r"[.;:!?\n]|\b(?:but|however|although|though|despite|while|yet|whereas)\b", re.IGNORECASE)
+VERDICT = re.compile(
+    rf"(?:overall,? )?the (?:overall )?quality of (?:this|the)(?: [\w-]+){{1,3}} is ['\"*]*({'|'.join(GRADES)})['\"*]*\.?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -45,43 +67,58 @@ class Findings:
     """What a description commits itself to."""
 
     degradations: frozenset[str]
-    severity: str | None
-    """Of the worst degradation, None where no word says how bad it is; 'none' without degradations."""
+    severity: str
+    """Of the worst degradation; 'none' without any."""
     grade: str
+    modality: str | None
+    """None where it names none, or several."""
+
+    def same(self, other: "Findings") -> bool:
+        """Whether both call the image the same; a modality that one does not name is no difference."""
+        return (self.degradations, self.severity, self.grade) == (
+            other.degradations, other.severity, other.grade
+        ) and not self.contradicts(other)  # fmt: skip
+
+    def contradicts(self, other: "Findings") -> bool:
+        """Whether they speak of images of different modalities."""
+        return None not in (self.modality, other.modality) and self.modality != other.modality
+
+
+def verdict_of(text: str) -> tuple[str, str | None]:
+    """The last sentence of a description and the grade that it gives, None where it is no VERDICT."""
+    *_, last = re.split(r"(?<=[.!?])\s+|\n+", text.strip())
+    verdict = VERDICT.fullmatch(last)
+    return last, None if verdict is None else verdict[1].lower()
 
 
 def read_findings(text: str) -> Findings | None:
-    """The findings of a description, None where it cannot be read: it must give a grade, and one that is not good needs
-    a degradation that we know, since a verdict without a reason teaches nothing.
+    """The findings of a description, None where it cannot be read.
 
-    A degradation counts where it is named in a clause that neither denies nor praises ("no visible noise, motion or
-    haze; even exposure"). The last grade counts: free texts weigh before they judge. A heuristic; for texts that are
-    free indeed there is the judge (`annotate.agreement`).
+    It must end in a verdict (`verdict_of`). Each clause or part between commas that names a degradation must either give its
+    degree and have none of the words of DOUBTED in it, which makes it a finding, or deny it in one of the forms of
+    DENIED; of a text with any other mention nothing is read. Nor is it where verdict and findings do not go together:
+    severe findings and 'good', none and another grade than 'good'.
     """
-    grades = GRADE.findall(text)
-    if not grades:
+    last, grade = verdict_of(text)
+    if grade is None:
         return None
-    grade = grades[-1].lower()
-    claims = [claim for clause in CLAUSES.split(text) for claim in claimed(clause)]
-    found = frozenset(name for claim in claims for name, said in SAID.items() if said.search(claim))
-    if not found and grade != GRADES[0]:
+    said = text.strip().removesuffix(last)
+    found: dict[str, str] = {}
+    for clause in CLAUSES.split(said):
+        if DENIED.fullmatch(clause):
+            continue
+        for part in clause.split(","):
+            names = [name for name, words in SAID.items() if words.search(part)]
+            degrees = [level for level, words in LEVELS.items() if words.search(part)]
+            if names and not DENIED.fullmatch(part):
+                if len(degrees) != 1 or DOUBTED.search(part):
+                    return None
+                found |= dict.fromkeys(names, degrees[0])
+    severity = max(found.values(), key=SEVERITIES.index, default="none")
+    if (severity == "severe" and grade == GRADES[0]) or (not found and grade != GRADES[0]):
         return None
-    blamed = [claim for claim in claims if any(SAID[name].search(claim) for name in found)]
-    levels = [level for level, words in LEVELS.items() if any(words.search(claim) for claim in blamed)]
-    return Findings(found, max(levels, key=SEVERITIES.index, default=None) if found else "none", grade)
-
-
-def claimed(clause: str) -> list[str]:
-    """What a clause says is there: its parts between commas up to the first denial, which holds for those after it
-    until one has a degree of its own ("no noise, motion or haze, severe blur")."""
-    claims, denied = [], False
-    for part in clause.split(","):
-        denial = DENIED.search(part)
-        denied = denial is not None or (denied and not any(words.search(part) for words in LEVELS.values()))
-        said = part[: denial.start()] if denial else "" if denied else part
-        if said and not PRAISED.search(said):
-            claims.append(said)
-    return claims
+    named = [name for name, words in NAMED.items() if words.search(text)]
+    return Findings(frozenset(found), severity, grade, named[0] if len(named) == 1 else None)
 
 
 def overlap(first: str, second: str) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from medq_ray.annotate import calibrate
-from medq_ray.annotate.agreement import says_same
+from medq_ray.labels import says_same
 from medq_ray.ledger import Ledger
 from medq_ray.report import charts
 from medq_ray.report.reading import RunFiles

@@ -12,8 +12,7 @@ import pyarrow as pa
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config
 from medq_ray.intervals import wilson
-from medq_ray.model.prompts import parse_letter
-from medq_ray.questions import read_description
+from medq_ray.labels import readable, says_same
 from medq_ray.schema import VERDICT
 from medq_ray.synthetic.truth import Truth, gold
 
@@ -55,18 +54,14 @@ def review(folder: Path, *, config: Config, annotations: pa.Table, questions: pa
 def verdict(question: dict, label: str, truth: Truth) -> tuple[str, str]:
     """(action, label after it): accept what is right, edit what is readable but wrong into the right answer, reject
     what is unreadable or about an image or question without truth ('' after)."""
-    known = truth.get(question["image_id"])
-    if known is None or not is_readable(question, label):
+    known, options = truth.get(question["image_id"]), len(question["options"])
+    if known is None or readable(question["kind"], label, options) is None:
         return "reject", ""
     try:
         right = gold(question, known, truth.get(question.get("second_id") or ""))
     except ValueError:  # none of its options is right: nothing to edit it into
         return "reject", ""
-    if question["kind"] == "description":
-        correct = read_description(label) == read_description(right)
-    else:
-        correct = parse_letter(label, len(question["options"])) == right
-    return ("accept", label) if correct else ("edit", right)
+    return ("accept", label) if says_same(question["kind"], label, right, options) else ("edit", right)
 
 
 def audit(annotations: list[dict], verdicts: list[dict]) -> dict:
@@ -82,12 +77,6 @@ def audit(annotations: list[dict], verdicts: list[dict]) -> dict:
         found[route] = {"unseen": len(own) - len(seen), "seen": len(seen), "wrong": wrong, "error": error,
                         "ci95": [round(end, 6) for end in wilson(error or 0.0, len(seen))]}  # fmt: skip
     return found
-
-
-def is_readable(question: dict, label: str) -> bool:
-    if question["kind"] == "description":
-        return read_description(label) is not None
-    return parse_letter(label, len(question["options"])) is not None
 
 
 def statistics(rows: list[dict], annotations: int) -> dict:

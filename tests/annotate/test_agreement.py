@@ -5,8 +5,9 @@ import itertools
 import pyarrow as pa
 import pytest
 
-from medq_ray.annotate.agreement import WEIGHTS, agreement, judged, readable, says_same
+from medq_ray.annotate.agreement import JUDGED, WEIGHTS, agreement, judged
 from medq_ray.config import Judge
+from medq_ray.labels import readable, says_same
 from medq_ray.questions import describe
 from medq_ray.questions.findings import overlap
 from medq_ray.schema import COMPLETION, DEGRADATIONS
@@ -45,45 +46,33 @@ def test_letters_agree_whatever_follows_them():
 def test_descriptions_get_the_weights_of_what_they_share():
     assert sum(WEIGHTS.values()) == pytest.approx(1)
     motion = describe("mri", "motion", "severe")
-    for other, least in ((describe("mri", "blur", "severe"), 0.4), (describe("mri", "motion", "mild"), 0.55),
-                         (describe("mri", "none", "none"), 0.0), (describe("ct", "metal", "severe"), 0.4)):  # fmt: skip
-        value = agreement("description", motion, other, 0)
-        assert value == pytest.approx(least + 0.05 * overlap(motion, other)) and value <= least + 0.05
     both = "Severe motion and blur. Overall, the quality of this image is reject."
-    assert agreement("description", motion, both, 0) == pytest.approx(0.55 / 2 + 0.4 + 0.05 * overlap(motion, both))
-
-
-def test_the_same_findings_in_other_words_are_the_same_label():
-    motion, free = describe("mri", "motion", "severe"), "Strong ghosting. Overall, the quality of the scan is reject."
-    assert says_same("description", motion, free, 0) and 0.95 < agreement("description", motion, free, 0) < 1
-    assert not says_same("description", motion, describe("mri", "motion", "mild"), 0)
-    assert says_same("what", "B", "B. motion", 4) and not says_same("what", "no", "no", 4)
+    for other, least in ((describe("mri", "blur", "severe"), 0.4), (describe("mri", "motion", "mild"), 0.55),
+                         (describe("mri", "none", "none"), 0.0), (both, 0.4)):  # fmt: skip
+        value = agreement("description", motion, other, 0)
+        assert value == pytest.approx(least + 0.05 * overlap(motion, other)) and value <= least + 0.05 < 0.7
+    assert agreement("description", motion, describe("ct", "motion", "severe"), 0) == 0  # not the same image
 
 
 def test_a_judge_says_how_far_descriptions_agree():
     """By the rules of the simulated judge: 2 for equal findings, 1 for the same degradation, else 0."""
     motion = describe("mri", "motion", "severe")
     others = {"same": motion, "milder": describe("mri", "motion", "mild"), "other": describe("mri", "blur", "mild")}
-    faultless = SimulatedOracle({}, 0, 0, 0, 0)
+    faultless, asked = SimulatedOracle({}, 0, 0, 0, 0), []
 
     def answer(prompts, sampling, label):
+        asked.extend(prompts["question_id"].to_pylist())
         rows = [{"question_id": row["question_id"], "run": 0, "model": "judge", "text": faultless.score(row["prompt"]),
                  "error": ""} for row in prompts.to_pylist()]  # fmt: skip
         return pa.Table.from_pylist(rows, schema=COMPLETION)
 
     found = judged([(name, text, motion) for name, text in others.items()], Judge(model="judge"), answer)
     assert found == {"same": 1.0, "milder": 0.5, "other": 0.0}
+    assert sorted(asked) == sorted(f"{name}/{axis}" for name in ("milder", "other") for axis in JUDGED)  # and no more
 
     def silent(prompts, sampling, label):
         return answer(prompts, sampling, label).set_column(
             COMPLETION.get_field_index("text"), "text", pa.array(["?"] * prompts.num_rows)
         )
 
-    assert judged([("same", motion, motion)], Judge(model="judge"), silent) == {}
-
-
-def test_readable_is_the_form_that_is_trained_on():
-    assert readable("what", " B. motion ", 4) == "B"
-    assert readable("what", "E", 4) is None
-    assert readable("description", f" {DESCRIPTIONS[0]}\n", 0) == DESCRIPTIONS[0]
-    assert readable("description", "B", 0) is None
+    assert judged([("milder", others["milder"], motion)], Judge(model="judge"), silent) == {}

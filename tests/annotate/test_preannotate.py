@@ -197,3 +197,26 @@ def test_some_are_annotated_twice_and_flips_are_counted(tmp_path):
     rows = pq.read_table(tmp_path / "own" / "annotations.parquet").to_pylist()
     assert all(abs(row["dead_band"] - 0.02) < 1e-9 for row in rows)  # as wide as they moved
     assert found[0.0]["flips"] == found[0.0]["flips_without_band"] == found[0.05]["flips_without_band"] > 0
+
+
+def test_a_judge_decides_how_far_descriptions_agree(tmp_path):
+    """The same texts, and a judge who finds them as different as can be, or as alike."""
+    chosen = settings.override(CONFIG, ["judge.base_url=http://127.0.0.1:1/v1", "judge.model=j",
+                                        "annotate.agreement=judge"])  # fmt: skip
+    oracles, owns = oracle(), own()
+    owns.answers["q4"] = ("Much movement. Overall, the quality of this image is usable.", 0.1)
+
+    def judge_saying(reply):
+        def answer(prompts, sampling, label):
+            assert {row["question_id"].partition("/")[0] for row in prompts.to_pylist()} == {"q4"}  # letters need none
+            rows = [{"question_id": row["question_id"], "run": 0, "model": "j", "text": reply, "error": ""}
+                    for row in prompts.to_pylist()]
+            return pa.Table.from_pylist(rows, schema=COMPLETION)
+
+        return answer
+
+    for reply, delta, route in (("Score: 0", 0.0, "expert"), ("Score: 2", 1.0, "self"), ("none", 0.0, "expert")):
+        annotate(tmp_path, config=chosen, iteration=1, questions=QUESTIONS, ask_oracle=oracles, ask_self=owns,
+                 ask_judge=judge_saying(reply))
+        (row,) = [row for row in pq.read_table(tmp_path / "annotations.parquet").to_pylist() if row["question_id"] == "q4"]
+        assert (row["agreement"], row["route"]) == (delta, route)

@@ -1,10 +1,10 @@
-"""What a description says is read in whatever words, and what it denies or praises is no finding."""
+"""What a description says is read where its words leave no doubt, and nowhere else."""
 
 import pytest
 
 from medq_ray.questions import describe, read_description
 from medq_ray.questions.findings import Findings, overlap, read_findings
-from medq_ray.schema import DEGRADATIONS
+from medq_ray.schema import DEGRADATIONS, MODALITIES
 
 END = "Overall, the quality of this image is"
 
@@ -15,34 +15,54 @@ def test_every_description_in_the_closed_form_says_the_same(modality):
         for severity in ("mild", "severe"):
             text = describe(modality, degradation, severity)
             grade = read_description(text)["grade"]
-            assert read_findings(text) == Findings(frozenset({degradation}), severity, grade)
-    assert read_findings(describe(modality, "none", "none")) == Findings(frozenset(), "none", "good")
+            assert read_findings(text) == Findings(frozenset({degradation}), severity, grade, modality)
+    assert read_findings(describe(modality, "none", "none")) == Findings(frozenset(), "none", "good", modality)
 
 
 @pytest.mark.parametrize(("text", "degradations", "severity", "grade"), [
-    ("Sharp, good contrast, low noise. No motion, ghosting or ring artefacts.", set(), "none", "good"),
-    ("Slight ghosting blurs the edges; noise is low.", {"blur", "motion"}, "mild", "usable"),
+    ("Sharp edges. No motion, ghosting or ring artefacts.", set(), "none", "good"),
+    ("Slight ghosting blurs the edges.", {"blur", "motion"}, "mild", "usable"),
     ("No visible noise, severe motion.", {"motion"}, "severe", "reject"),
-    ("Very grainy, and out of focus.", {"blur", "noise"}, None, "reject"),
-    ("There is no haze, but an air bubble.", {"air_bubble"}, None, "usable"),
+    ("There is no haze, but there are severe air bubbles.", {"air_bubble"}, "severe", "reject"),
     ("Mild blur. The air-bubbles are pronounced.", {"air_bubble", "blur"}, "severe", "reject"),
-    ("Even exposure. Strong specular reflections despite that.", {"specular"}, "severe", "usable"),
+    ("Severe noise obscures normal anatomy.", {"noise"}, "severe", "reject"),
+    ("Strong specular reflections despite good contrast.", {"specular"}, "severe", "usable"),
+    ("There is no noise. Mild blur.", {"blur"}, "mild", "usable"),
+    ("Mild blur.", {"blur"}, "mild", "good"),
 ])  # fmt: skip
-def test_free_words(text, degradations, severity, grade):
-    found = read_findings(f"{text} {END} {grade}.")
-    assert found == Findings(frozenset(degradations), severity, grade)
+def test_plain_words(text, degradations, severity, grade):
+    for end in (f"{text} {END} {grade}.", f"{text}\nThe overall quality of the scan is **{grade}**"):
+        assert read_findings(end) == Findings(frozenset(degradations), severity, grade, None)
+
+
+@pytest.mark.parametrize("said", [
+    "Severe motion is not visible.", "Motion is not visible and noise is absent.", "It is noise-free.", "Noise: none.",
+    "There isn't any severe blur.", "Hardly any mild noise.", "Severe motion artefacts are absent.", "Low noise.",
+    "The patient wears a wedding ring.", "Two-fold magnification.", "Severe motion is well visible.", "Noise is low.",
+    "If there were severe motion, it would show.", "Severe motion was removed.", "Mild to severe blur.",
+    "No noise, motion or haze, and the blur is there.",
+])  # fmt: skip
+def test_what_is_in_doubt_is_not_read(said):
+    assert read_findings(f"{said} {END} good.") is None
 
 
 @pytest.mark.parametrize("text", [
     "", "B", "Severe blur.", f"{END} unknown.", f"It is bad. {END} reject.", f"No noise, no blur. {END} usable.",
+    f"Severe blur. {END} good.", f"{END} reject. Severe blur.", "Although its upper half is good, it is reject.",
+    "The quality of its upper half is good, that of the lower is reject.",
 ])  # fmt: skip
-def test_without_a_grade_or_a_reason_nothing_is_read(text):
+def test_without_a_verdict_at_the_end_that_fits_nothing_is_read(text):
     assert read_findings(text) is None
 
 
-def test_the_last_grade_counts():
-    text = f"The quality of the left half is good. Severe motion in the right. {END} reject."
-    assert read_findings(text).grade == "reject"
+def test_descriptions_of_two_modalities_are_not_the_same():
+    for modality in MODALITIES:
+        mine, bare = read_findings(describe(modality, "blur", "mild")), read_findings(f"Mild blur. {END} usable.")
+        assert mine.same(mine) and mine.same(bare) and bare.same(mine)
+        for other in MODALITIES:
+            theirs = read_findings(describe(other, "blur", "mild"))
+            assert mine.contradicts(theirs) == (other != modality) != mine.same(theirs)
+    assert read_findings(f"Mild blur, as in CT and MRI. {END} usable.").modality is None
 
 
 def test_words_that_both_use():

@@ -19,6 +19,8 @@ class BatchStub:
         self.batches: dict[str, dict] = {}
         self.asked: Counter = Counter()
         """Requests by method and path without ids; 'answered' counts completions, in batches too."""
+        self.heard: list[bytes] = []
+        """Every request, whole."""
         self.lose_makings = 0
         """Batches that are made and answered with 502."""
         self.down_until = 0.0
@@ -82,6 +84,7 @@ def handler(stub: BatchStub) -> type[BaseHTTPRequestHandler]:
         def handle_one(self) -> None:
             path = self.path.removeprefix("/v1").partition("?")[0]
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            stub.heard.append(f"{self.requestline}\n{self.headers}".encode() + body)
             stub.asked[f"{self.command} {re.sub(r'(file|batch)-[^/]+', 'ID', path)}"] += 1
             if time.monotonic() < stub.down_until:
                 return self.send(503, {"error": {"message": "down"}})

@@ -1,0 +1,28 @@
+"""When a label can be used, and when two labels say the same: one rule for whoever annotates, reviews, curates and
+reports.
+
+Floor 3.
+"""
+
+from medq_ray.model.prompts import parse_letter
+from medq_ray.questions.findings import read_findings, verdict_of
+
+
+def readable(kind: str, text: str, options: int) -> str | None:
+    """An annotation in the form that is trained on: the bare letter, or the description without outer blanks, which has
+    to end in a verdict on the image. None when it cannot be read, which is its own outcome."""
+    if kind == "description":
+        return text.strip() if verdict_of(text)[1] else None
+    return parse_letter(text, options)
+
+
+def says_same(kind: str, first: str, second: str, options: int) -> bool:
+    """Whether two annotations are one label: the same letter, or the same findings, in other words too. False if either
+    cannot be read; descriptions whose findings are in doubt must be equal to the letter."""
+    if kind != "description":
+        letter = parse_letter(first, options)
+        return letter is not None and letter == parse_letter(second, options)
+    found, other = read_findings(first), read_findings(second)
+    if found is None or other is None:
+        return readable(kind, first, options) is not None and first.strip() == second.strip()
+    return found.same(other)
