@@ -40,7 +40,8 @@ def judged(pairs: Sequence[tuple[str, str, str]], settings: Judge, ask_judge: An
     The same text twice is 1, and not asked about. Not symmetric, as the judge's rubrics are not.
     """
     found = {name: 1.0 for name, mine, theirs in pairs if mine.strip() == theirs.strip()}
-    rows = [{"question_id": name, "golden": theirs, "prediction": mine} for name, mine, theirs in pairs if name not in found]
+    rows = [{"question_id": name, "golden": theirs, "prediction": mine}
+            for name, mine, theirs in pairs if name not in found]  # fmt: skip
     scores = defaultdict(list)
     for row in judge_descriptions(rows, ask_judge, settings, axes=JUDGED).to_pylist() if rows else ():
         scores[row["question_id"]].append(row["score"])

@@ -45,7 +45,7 @@ def under_way(cache: Path) -> bool:
 def ask_batches(
     rows: list[dict], endpoint: Endpoint, sampling: Sampling, cache: Path, purpose: str, tell: Callable[[int], object]
 ) -> None:
-    """Fill the cache by batches of `endpoint.tariff.batch` requests, one batch at a time, after those that are under way.
+    """Fill the cache by batches of `endpoint.tariff.batch` requests, one at a time, after those that are under way.
 
     rows: key, uris and prompt of each request; one with an image that cannot be read is left out. tell: is given how
     many more have been answered. Raises EndpointError (one line) when the endpoint offers no batches, fails one as a
@@ -170,8 +170,7 @@ class Batches:
         return self.identified(await self.remote.files.create(file=requests_file, purpose="batch")).id
 
     async def made(self, file: str) -> str:
-        """The batch of a file; looked for first, since one that was made, and whose making we did not hear of, is paid.
-        """
+        """The batch of a file, which is looked for first: one whose making we did not hear of is paid all the same."""
         async for batch in self.remote.batches.list(limit=100):
             if batch.input_file_id == file:
                 return batch.id

@@ -49,15 +49,16 @@ DOUBTED = re.compile(
 )
 """Words beside which a degradation may be anything but a finding."""
 DENIED = re.compile(
-    rf"\W*(?:(?:and|but|there (?:is|are)|it has|with)\W+)?(?:no|without(?: any)?)(?: (?:visible|obvious|apparent|clear))?"
-    rf" (?:{ANY})(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*(?: arte?facts?)?(?: (?:is|are))?"
+    r"\W*(?:(?:and|but|there (?:is|are)|it has|with)\W+)?(?:no|without(?: any)?)"
+    rf"(?: (?:visible|obvious|apparent|clear))? (?:{ANY})(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*(?: arte?facts?)?(?: (?:is|are))?"
     r"(?: (?:visible|seen|present))?\W*",
     re.IGNORECASE,
 )
 """A clause that denies degradations and says nothing else."""
 CLAUSES = re.compile(r"[.;:!?\n]|\b(?:but|however|although|though|despite|while|yet|whereas)\b", re.IGNORECASE)
 VERDICT = re.compile(
-    rf"(?:overall,? )?the (?:overall )?quality of (?:this|the)(?: [\w-]+){{1,3}} is ['\"*]*({'|'.join(GRADES)})['\"*]*\.?",
+    r"(?:overall,? )?the (?:overall )?quality of (?:this|the)(?: [\w-]+){1,3} is "
+    rf"['\"*]*({'|'.join(GRADES)})['\"*]*\.?",
     re.IGNORECASE,
 )
 
@@ -94,9 +95,9 @@ def verdict_of(text: str) -> tuple[str, str | None]:
 def read_findings(text: str) -> Findings | None:
     """The findings of a description, None where it cannot be read.
 
-    It must end in a verdict (`verdict_of`). Each clause or part between commas that names a degradation must either give its
-    degree and have none of the words of DOUBTED in it, which makes it a finding, or deny it in one of the forms of
-    DENIED; of a text with any other mention nothing is read. Nor is it where verdict and findings do not go together:
+    It must end in a verdict (`verdict_of`). Each clause or part between commas that names a degradation must either
+    give its degree and have none of the words of DOUBTED in it, which makes it a finding, or deny it in one of the forms
+    of DENIED; of a text with any other mention nothing is read. Nor is it where verdict and findings do not go together:
     severe findings and 'good', none and another grade than 'good'.
     """
     last, grade = verdict_of(text)
