@@ -228,8 +228,8 @@ class Review(Section):
     """Share of the items that two reviewers read, neither seeing the other's verdict, for Cohen's kappa; 0 where there
     is one reviewer only. Not in the paper; our choice."""
     patients_together: bool = True
-    """A reviewer is given what is left of a patient before another patient's. Our choice: most of an item's time goes
-    into its image, and the questions about one image lie side by side."""
+    """A reviewer is given what is left of a patient before another patient's, so that the questions about one image
+    come one after another. Our choice."""
 
 
 class Evolve(Section):
