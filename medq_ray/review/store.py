@@ -1,8 +1,8 @@
 """The review store: what is to be reviewed, who holds it, and every verdict that was ever given.
 
 SQLite by default, PostgreSQL by address, the same code. Items, leases, events and the audit log are only ever added to.
-Which verdict holds for an item is nowhere written down: `outcome` derives it from the events. The one table whose rows
-change is `queue`; what it says of an item's stage is `outcome`'s answer, taken again in the transaction of every event.
+Which verdict holds for an item is nowhere written down: `_outcome` derives it from the events. The one table whose rows
+change is `queue`; what it says of an item's stage is `_outcome`'s answer, taken again in the transaction of every event.
 
 One store holds the reviews of one run. This module knows tables and statements; the rules are in `queue.py`.
 
@@ -97,7 +97,7 @@ events = Table(
     Column("at", Double, nullable=False),  # seconds since 1970
     Column("late", Boolean, nullable=False),  # given when the lease was over: kept, but it does not count
     Column("undoes", ForeignKey("events.event_id"), unique=True),
-    Index("events_item", "item_id"),
+    Index("events_item", "item_id", "reviewer"),
     Index("events_reviewer", "reviewer", "event_id"),
     sqlite_autoincrement=True,
 )
@@ -136,28 +136,27 @@ counts = and_(
 """Events in force: in time, and not undone."""
 
 
-def _verdicts(column, stage: str):
-    own = and_(events.c.item_id == items.c.item_id, events.c.stage == stage, events.c.action.in_(VERDICTS))
-    return select(column).where(own, counts).correlate(items).scalar_subquery()
-
-
-_given = _verdicts(func.count(), "read")
-_agreed = _verdicts(func.min(events.c.meaning), "read") == _verdicts(func.max(events.c.meaning), "read")
-_ruling = _verdicts(func.max(events.c.event_id), "adjudicate")
-outcome = select(
-    items.c.item_id,
-    items.c.iteration,
-    _given.label("given"),
-    case((_ruling.is_not(None), "done"), (_given < items.c.reads, "read"), (_agreed, "done"), else_="adjudicate").label(
-        "stage"
-    ),
-    case(
-        (_ruling.is_not(None), _ruling),
-        (and_(_given >= items.c.reads, _agreed), _verdicts(func.min(events.c.event_id), "read")),
-    ).label("event_id"),
-)
-"""The current view: of each item how many reads it has had, its stage, and the event whose verdict holds, null for
-none. An adjudication holds before any read; reads hold when there are enough and they agree, the first of them."""
+def _outcome(item_id: int | None = None):
+    """The current view: {item_id, stage, event_id} of an item, or of all, with the event whose verdict holds, null for
+    none. An adjudication holds before any read; reads hold when there are enough and they agree, the first of them."""
+    read, ruled = (events.c.stage == stage for stage in ("read", "adjudicate"))
+    verdicts = select(
+        events.c.item_id,
+        func.count(case((read, 1))).label("given"),
+        func.min(case((read, events.c.meaning))).label("low"),
+        func.max(case((read, events.c.meaning))).label("high"),
+        func.min(case((read, events.c.event_id))).label("first"),
+        func.max(case((ruled, events.c.event_id))).label("ruling"),
+    ).where(counts, events.c.action.in_(VERDICTS))
+    if item_id is not None:  # here too: SQLite would count all events for one item
+        verdicts = verdicts.where(events.c.item_id == item_id)
+    told = verdicts.group_by(events.c.item_id).subquery()
+    enough = func.coalesce(told.c.given, 0) >= items.c.reads
+    done = and_(enough, told.c.low == told.c.high)
+    stage = case((told.c.ruling.is_not(None), "done"), (done, "done"), (enough, "adjudicate"), else_="read")
+    holds = case((told.c.ruling.is_not(None), told.c.ruling), (done, told.c.first))
+    chosen = select(items.c.item_id, stage.label("stage"), holds.label("event_id")).outerjoin(told, told.c.item_id == items.c.item_id)
+    return chosen if item_id is None else chosen.where(items.c.item_id == item_id)
 
 
 class Store:
@@ -266,8 +265,8 @@ class Transaction:
         return self._rows(select(*(items.c[name] for name in columns)).order_by(items.c.item_id))
 
     def outcomes(self) -> list[dict]:
-        """`outcome` of every item."""
-        return self._rows(outcome.order_by(items.c.item_id))
+        """The current view of every item, as `_outcome` says."""
+        return self._rows(_outcome().order_by(items.c.item_id))
 
     def events(self, *, item_id: int | None = None, reviewer: str | None = None) -> list[dict]:
         """As they came, each with `counts`."""
@@ -343,8 +342,8 @@ class Transaction:
 
     def settle(self, item_id: int) -> None:
         """Let the queue know what the events of an item say now."""
-        found = self._row(outcome.where(items.c.item_id == item_id))
-        self.connection.execute(queue.update().where(queue.c.item_id == item_id).values(stage=found["stage"]))
+        stage = self._row(_outcome(item_id))["stage"]
+        self.connection.execute(queue.update().where(queue.c.item_id == item_id).values(stage=stage))
 
     def lease(self, token: int) -> dict | None:
         return self._row(leases.select().where(leases.c.token == token))
