@@ -17,7 +17,7 @@ from medq_ray.config import Review
 from medq_ray.review.queue import Queue
 from medq_ray.review.store import Store
 
-ITEMS = 500
+ITEMS = 300
 SCRIPT = Path(__file__).parent / "writing_reviewer.py"
 PEOPLE = {f"r{n}": "reviewer" for n in range(8)} | {"lea": "lead"}
 
@@ -89,21 +89,27 @@ def test_two_threads_of_one_reviewer_hold_no_more_than_two_items(store):
     assert {lease.token for lease in got} == {1}
 
 
+def kill_after(process: subprocess.Popen, lines: int, said: list[str]) -> None:
+    said += [process.stdout.readline() for _ in range(lines)]
+    os.kill(process.pid, signal.SIGKILL)
+
+
 def test_processes_share_a_store_and_one_that_is_killed_loses_nothing(address):
     """Two readers of four are killed in the middle of writing; what they printed is there, what they held runs out."""
-    store = Store(address)
+    store, said = Store(address), []
     stock(store, [item(n) for n in range(1, ITEMS + 1)], PEOPLE)
     processes = [starts(address, f"r{n}") for n in range(4)]
     assert all(process.stdout.readline() == "ready\n" for process in processes)
-    for process in processes:
-        process.stdin.write("go\n")
+    for process, count in zip(processes, (ITEMS, ITEMS, 50, 50), strict=True):  # two that never come to an end
+        process.stdin.write(f"{count}\n")
         process.stdin.flush()
-    said = []
-    for process in processes[:2]:
-        said += [process.stdout.readline() for _ in range(10)]
-        os.kill(process.pid, signal.SIGKILL)
+    killers = [threading.Thread(target=kill_after, args=(process, 10, said)) for process in processes[:2]]
+    for killer in killers:
+        killer.start()
+    for killer in killers:
+        killer.join()
     for process in processes:
-        said += process.communicate()[0].splitlines(keepends=True)
+        said += process.communicate(f"{ITEMS}\n")[0].splitlines(keepends=True)
     assert [process.returncode for process in processes] == [-9, -9, 0, 0], "the others go on"
     told = [tuple(map(int, line.split())) for line in said if line.endswith("\n")]
     force = settled(store)
