@@ -111,7 +111,7 @@ def test_heavy_libraries_have_one_home(library):
 
 def test_phases_import_without_heavy_libraries():
     code = (
-        "import sys; import medq_ray, medq_ray.evaluate, medq_ray.explore, medq_ray.annotate, medq_ray.evolve;"
+        "import sys; import medq_ray.evaluate, medq_ray.explore, medq_ray.annotate, medq_ray.review, medq_ray.evolve;"
         "print(sorted({'vllm','open_clip','faiss','openai','sqlalchemy','torch','transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -147,7 +147,7 @@ class Queue:
             taken = holder is not None and holder["reviewer"] != reviewer
             if last["stage"] == "read" and last["action"] in VERDICTS:
                 ruled = any(e["counts"] and e["stage"] == "adjudicate" and e["action"] in VERDICTS
-                            for e in transaction.events(item_id=item_id))  # fmt: skip
+                            for e in transaction.events(item_id))  # fmt: skip
                 if ruled or (taken and holder["stage"] == "adjudicate"):
                     raise ValueError(f"item {item_id}: a lead has taken it up; tell them")
             row = {"item_id": item_id, "reviewer": reviewer, "token": None, "stage": last["stage"], "action": "undo",
@@ -267,7 +267,7 @@ def _over(lease: dict, place: dict, now: float) -> str:
 def _shown(transaction: Transaction, lease: dict) -> Lease:
     """What the holder of a lease may see."""
     item = transaction.item(lease["item_id"])
-    told = [event for event in transaction.events(item_id=lease["item_id"]) if event["counts"]]
+    told = [event for event in transaction.events(lease["item_id"]) if event["counts"]]
     notes = [{name: event[name] for name in ("reviewer", "reason")} for event in told if event["action"] == "flag"]
     reads = [
         {name: event[name] for name in ("reviewer", "action", "after", "reason")}

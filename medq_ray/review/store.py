@@ -1,10 +1,11 @@
 """The review store: what is to be reviewed, who holds it, and every verdict that was ever given.
 
 SQLite by default, PostgreSQL by address, the same code. Items, leases, events and the audit log are only ever added to.
-Which verdict holds for an item is nowhere written down: `_outcome` derives it from the events. The one table whose rows
-change is `queue`; what it says of an item's stage is `_outcome`'s answer, taken again in the transaction of every event.
+Which verdict holds for an item is nowhere written down: `_outcome` derives it from the events. What moves is `queue`, an
+index of who may be given what: its stage of an item is `_outcome`'s answer, taken again with every event.
 
-One store holds the reviews of one run. This module knows tables and statements; the rules are in `queue.py`.
+One store holds the reviews of one run. This module knows tables and statements, and is long because SQLAlchemy has one
+home; the rules are in `queue.py`.
 
 Migrations are our own: a number in the store and `STEPS` from each number to the next, since there is one line of
 versions and nobody goes back. Alembic would add a dependency, an environment, a template and a second definition of
@@ -31,6 +32,8 @@ BUSY_SECONDS = 30
 """How long a writer waits for others on SQLite; a transaction takes milliseconds."""
 CONNECTIONS = 40
 """At most: as many as a server has threads that ask (Starlette: 40)."""
+LARGEST = 2**31 - 1
+"""Of the ids; who sends a larger one made it up."""
 ALONE = 0x6D656471
 """PostgreSQL's advisory lock of whoever changes the store as a whole."""
 
@@ -77,7 +80,8 @@ leases = Table(
     Column("reviewer", ForeignKey("reviewers.name"), nullable=False),
     Column("stage", Text, nullable=False),  # read | adjudicate
     Column("taken_at", Double, nullable=False),
-    Index("leases_reviewer", "reviewer", "item_id"),
+    Index("leases_reviewer", "reviewer", "token"),
+    Index("leases_item", "item_id", "reviewer"),
     sqlite_autoincrement=True,
 )
 events = Table(
@@ -155,7 +159,8 @@ def _outcome(item_id: int | None = None):
     done = and_(enough, told.c.low == told.c.high)
     stage = case((told.c.ruling.is_not(None), "done"), (done, "done"), (enough, "adjudicate"), else_="read")
     holds = case((told.c.ruling.is_not(None), told.c.ruling), (done, told.c.first))
-    chosen = select(items.c.item_id, stage.label("stage"), holds.label("event_id")).outerjoin(told, told.c.item_id == items.c.item_id)
+    chosen = select(items.c.item_id, stage.label("stage"), holds.label("event_id"))
+    chosen = chosen.outerjoin(told, told.c.item_id == items.c.item_id)
     return chosen if item_id is None else chosen.where(items.c.item_id == item_id)
 
 
@@ -258,7 +263,7 @@ class Transaction:
         self.connection.execute(iterations.update().where(iterations.c.iteration == number).values(closed_at=at))
 
     def item(self, item_id: int) -> dict | None:
-        return self._row(items.select().where(items.c.item_id == item_id))
+        return None if item_id > LARGEST else self._row(items.select().where(items.c.item_id == item_id))
 
     def items(self, columns: tuple[str, ...]) -> list[dict]:
         """These columns of all items."""
@@ -268,14 +273,10 @@ class Transaction:
         """The current view of every item, as `_outcome` says."""
         return self._rows(_outcome().order_by(items.c.item_id))
 
-    def events(self, *, item_id: int | None = None, reviewer: str | None = None) -> list[dict]:
-        """As they came, each with `counts`."""
+    def events(self, item_id: int | None = None) -> list[dict]:
+        """Of an item, or all, as they came, each with `counts`."""
         chosen = select(events, counts.label("counts")).order_by(events.c.event_id)
-        if item_id is not None:
-            chosen = chosen.where(events.c.item_id == item_id)
-        if reviewer is not None:
-            chosen = chosen.where(events.c.reviewer == reviewer)
-        return self._rows(chosen)
+        return self._rows(chosen if item_id is None else chosen.where(events.c.item_id == item_id))
 
     def add_event(self, row: dict) -> int:
         return self._add(events, row)
@@ -346,7 +347,7 @@ class Transaction:
         self.connection.execute(queue.update().where(queue.c.item_id == item_id).values(stage=stage))
 
     def lease(self, token: int) -> dict | None:
-        return self._row(leases.select().where(leases.c.token == token))
+        return None if token > LARGEST else self._row(leases.select().where(leases.c.token == token))
 
     def held(self, reviewer: str, now: float) -> list[dict]:
         """A reviewer's leases in force, oldest first, with `held_until`."""
@@ -379,7 +380,8 @@ class Transaction:
         self.connection.execute(reviewers.update().where(reviewers.c.name == name).values(columns))
 
     def log(self, at: float, reviewer: str, action: str, item_id: int | None = None, detail: str = "") -> None:
-        """Add a line to the audit log."""
+        """Add a line to the audit log. Names and details may be a stranger's: what no database takes is replaced."""
+        reviewer, detail = (part.encode(errors="replace").decode().replace("\0", "?") for part in (reviewer, detail))
         self._add(audit, {"at": at, "reviewer": reviewer, "action": action, "item_id": item_id, "detail": detail})
 
     def logged(self, since: int = 0) -> list[dict]:

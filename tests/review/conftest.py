@@ -26,8 +26,9 @@ START_SECONDS = 60
 def binaries() -> Path | None:
     """Where initdb and postgres are: on the PATH, or where Debian puts them, the newest."""
     found = shutil.which("initdb")
-    places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "initdb").exists()), None)
+    if found:
+        return Path(found).resolve().parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda place: int(place.parent.name))
 
 
 def unprivileged() -> dict:

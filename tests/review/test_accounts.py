@@ -18,7 +18,8 @@ def test_no_other_token_lets_in(store):
     token = enrol(store, "ann", "reviewer")
     other = enrol(store, "ben", "reviewer")
     swapped = "ann." + other.removeprefix("ben.")
-    for wrong in ("", ".", "ann", "ann.", token[:-1], token + "x", token.upper(), swapped, "\0.\ud800", "eve.x", "' OR 1=1"):
+    near = (token[:-1], token + "x", token.upper(), swapped)
+    for wrong in (*near, "", ".", "ann", "ann.", "\0.\ud800", "eve.x", "' OR 1=1"):
         assert authenticate(store, wrong) is None
 
 

@@ -7,13 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from medq_ray.artifacts import Run, write_json, write_table
-from medq_ray.config import Annotate, Config, Review
+from medq_ray.config import Config, Review
+from medq_ray.draws import drawn
 from medq_ray.review.accounts import enrol
 from medq_ray.review.handover import export, fill, in_order, priorities
 from medq_ray.review.queue import Queue
 from medq_ray.schema import ANNOTATION, FAILURE, PROTOTYPE, QUESTION, SELECTION, VERDICT
 
-CONFIG = Config(seed=3, review=Review(double_share=0.5), annotate=Annotate())
+CONFIG = Config(seed=3, review=Review(double_share=0.5))
 ROUTES = ("cold_start", "expert", "oracle", "self", "dropped")
 
 
@@ -73,10 +74,8 @@ def test_a_second_iteration_comes_after_the_first(store, tmp_path):
     run = run_with(run_with(tmp_path / "run", images=1), images=1, iteration=1)
     fill(store, run, 1, CONFIG)
     fill(store, run, 0, CONFIG)
-    token = enrol(store, "ann", "reviewer")
-    assert token
+    enrol(store, "ann", "reviewer")
     lease = Queue(store, CONFIG.review).lease("ann")
-    assert dict.fromkeys(row["iteration"] for row in stored(store, "iteration")) == {1: None, 0: None}
     with store.reading() as transaction:
         assert transaction.item(lease.item_id)["iteration"] == 0
 
@@ -97,8 +96,6 @@ def test_double_reads_are_drawn_by_name_and_seed(store, tmp_path):
     fill(store, run, 0, CONFIG)
     twice = [row["question_id"] for row in stored(store, "question_id", "reads") if row["reads"] == 2]
     assert 120 <= len(twice) <= 180  # half of 300
-    from medq_ray.draws import drawn
-
     assert all(drawn("double read", f"0|{name}", 0.5, 3) for name in twice)
 
 
@@ -125,7 +122,8 @@ def test_priority_is_weakness_and_uncertainty():
 
 
 def test_the_order_is_by_priority_or_by_patient_with_the_most_urgent():
-    rows = [("a", "p", "i", 0.1), ("b", "q", "j", 0.9), ("c", "p", "k", 1.0), ("d", "q", "j", 0.2), ("e", "p", "i", 0.3)]
+    rows = [("a", "p", "i", 0.1), ("b", "q", "j", 0.9), ("c", "p", "k", 1.0), ("d", "q", "j", 0.2),
+            ("e", "p", "i", 0.3)]  # fmt: skip
     names = ("question_id", "patient", "image_id", "priority")
     items = [dict(zip(names, row, strict=True)) for row in rows]
     assert [item["question_id"] for item in in_order(items, together=False)] == ["c", "b", "e", "d", "a"]

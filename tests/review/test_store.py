@@ -1,4 +1,4 @@
-"""The store on SQLite and on PostgreSQL: opening, upgrading, whole transactions, and one line when something is wrong."""
+"""The store on both databases: opening, upgrading, whole transactions, and one line when something is wrong."""
 
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -37,6 +37,15 @@ def test_a_transaction_that_fails_leaves_nothing(store):
         raise KeyError
     with store.reading() as transaction:
         assert transaction.logged() == []
+
+
+def test_the_audit_log_takes_what_strangers_send(store):
+    with store.writing() as transaction:
+        transaction.log(1.0, "eve\0\ud800", "refused", None, "<script>\0")
+    with store.reading() as transaction:
+        (line,) = transaction.logged()
+        assert (line["reviewer"], line["detail"]) == ("eve??", "<script>?")
+        assert transaction.logged(since=line["audit_id"]) == []
 
 
 def test_what_refers_to_nothing_is_refused(store):
@@ -100,7 +109,8 @@ def test_a_newer_store_is_refused_in_one_line(address, monkeypatch):
     with store.writing() as transaction:
         transaction.connection.execute(text("UPDATE version SET version = 9"))
     store.close()
-    with pytest.raises(ValueError, match=r"made by a newer medq_ray \(version 9, this one knows 1\): update it") as error:
+    said = r"made by a newer medq_ray \(version 9, this one knows 1\): update it"
+    with pytest.raises(ValueError, match=said) as error:
         Store(address)
     assert "\n" not in str(error.value)
 
