@@ -230,6 +230,14 @@ class Review(Section):
     """Who gives verdicts: the simulated expert, who knows the synthetic truth."""
     seconds_per_item: float = Field(30.0, ge=0)
     """What the simulated expert books for one item (Table 3: 0.5 minutes)."""
+    lease_minutes: float = Field(10.0, gt=0)
+    """How long an item stays with a reviewer of whom nothing is heard. Our choice: twenty times what one takes."""
+    double_share: float = Field(0.1, ge=0, le=1)
+    """Share of the items that two reviewers read, neither seeing the other's verdict, for Cohen's kappa; 0 where there
+    is one reviewer only. Not in the paper; our choice."""
+    patients_together: bool = True
+    """A reviewer is given what is left of a patient before another patient's, so that the questions about one image
+    come one after another. Our choice."""
 
 
 class Evolve(Section):
@@ -312,6 +320,7 @@ HARDWARE_FIELDS = {
     "encoder": {"batch_size"},
     "judge": {"base_url", "templates", *Paid.model_fields},
     "oracle": {"base_url", "failure_rate", "latency", *Paid.model_fields},
+    "review": {"lease_minutes", "patients_together"},
     "evolve": {"workers"},
 }  # fmt: skip
 

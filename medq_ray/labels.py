@@ -7,6 +7,9 @@ Floor 3.
 from medq_ray.model.prompts import parse_letter
 from medq_ray.questions.findings import read_findings, verdict_of
 
+REVIEWED_ROUTES = ("cold_start", "expert")
+"""Routes whose annotation needs a verdict before anybody trains on it (paper Sec. 2.3)."""
+
 
 def readable(kind: str, text: str, options: int) -> str | None:
     """An annotation in the form that is trained on: the bare letter, or the description without outer blanks, which has

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "schema": 0, "config": 0, "images": 0, "tables": 0, "intervals": 0,
+    "schema": 0, "config": 0, "images": 0, "tables": 0, "intervals": 0, "draws": 0,
     "recipes": 1, "artifacts": 1, "ledger": 1, "console": 1, "questions": 1, "serving": 1, "dicom": 1, "privacy": 1,
     "synthetic": 2, "model": 2,
     "pool": 3, "models": 3, "judging": 3, "labels": 3,
@@ -111,7 +111,7 @@ def test_heavy_libraries_have_one_home(library):
 
 def test_phases_import_without_heavy_libraries():
     code = (
-        "import sys; import medq_ray, medq_ray.evaluate, medq_ray.explore, medq_ray.annotate, medq_ray.evolve;"
+        "import sys; import medq_ray.evaluate, medq_ray.explore, medq_ray.annotate, medq_ray.review, medq_ray.evolve;"
         "print(sorted({'vllm','open_clip','faiss','openai','sqlalchemy','torch','transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from medq_ray.annotate.agreement import agreement, judged
 from medq_ray.annotate.routing import Opinion, Routed, Thresholds, route, route_cold_start
-from medq_ray.annotate.thresholds import affordable, drawn
+from medq_ray.annotate.thresholds import affordable
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config
 from medq_ray.console import say
+from medq_ray.draws import drawn
 from medq_ray.labels import readable
 from medq_ray.model.ask import Answer
 from medq_ray.model.chat import Sampling

@@ -5,16 +5,7 @@ or goes to an expert, who mends it. So whoever has a share of experts' time spen
 gives neither threshold).
 """
 
-import hashlib
-
 import numpy as np
-
-
-def drawn(purpose: str, question_id: str, share: float, seed: int) -> bool:
-    """Whether a question is of a random share: a function of the question alone, so that no order and no kill changes
-    the draw."""
-    digest = hashlib.sha256(f"{seed}|{purpose}|{question_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 
 def affordable(

@@ -20,13 +20,10 @@ import pyarrow.compute as pc
 
 from medq_ray.config import Evolve
 from medq_ray.evolve.balance import dealt, overfull
-from medq_ray.labels import readable
+from medq_ray.labels import REVIEWED_ROUTES, readable
 from medq_ray.model.prompts import render
 from medq_ray.pool.dedup import Images, between, duplicate_groups
 from medq_ray.schema import DROP, SAMPLE
-
-REVIEWED_ROUTES = ("cold_start", "expert")
-"""Routes whose annotation needs a verdict before anybody trains on it (paper Sec. 2.3)."""
 
 TAKEN = ("question_id", "image_id", "uri", "second_id", "second_uri", "kind", "modality", "options", "capabilities")
 """Columns of schema.QUESTION that a sample keeps."""

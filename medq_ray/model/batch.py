@@ -157,8 +157,8 @@ class Batches:
         path.with_suffix(".jsonl").unlink(missing_ok=True)
         path.unlink()
         if state["failed"] is not None:
-            raise self.client.unusable(f"batch {state['batch']} failed: {state['failed']}", "mend that, and run the "
-                                       f"same command again or with {self.endpoint.tariff.section}.batch=0")  # fmt: skip
+            advice = f"mend that, or set {self.endpoint.tariff.section}.batch=0, and run the same command again"
+            raise self.client.unusable(f"batch {state['batch']} failed: {state['failed']}", advice)
 
     async def uploaded(self, path: Path, new: bool) -> str:
         """The file of a batch there, by its name if it was uploaded before we were killed."""

@@ -50,7 +50,8 @@ DOUBTED = re.compile(
 """Words beside which a degradation may be anything but a finding."""
 DENIED = re.compile(
     r"\W*(?:(?:and|but|there (?:is|are)|it has|with)\W+)?(?:no|without(?: any)?)"
-    rf"(?: (?:visible|obvious|apparent|clear))? (?:{ANY})(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*(?: arte?facts?)?(?: (?:is|are))?"
+    rf"(?: (?:visible|obvious|apparent|clear))? (?:{ANY})(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*"
+    r"(?: arte?facts?)?(?: (?:is|are))?"
     r"(?: (?:visible|seen|present))?\W*",
     re.IGNORECASE,
 )
@@ -96,9 +97,9 @@ def read_findings(text: str) -> Findings | None:
     """The findings of a description, None where it cannot be read.
 
     It must end in a verdict (`verdict_of`). Each clause or part between commas that names a degradation must either
-    give its degree and have none of the words of DOUBTED in it, which makes it a finding, or deny it in one of the forms
-    of DENIED; of a text with any other mention nothing is read. Nor is it where verdict and findings do not go together:
-    severe findings and 'good', none and another grade than 'good'.
+    give its degree and have none of the words of DOUBTED in it, which makes it a finding, or deny it in one of the
+    forms of DENIED; of a text with any other mention nothing is read. Nor is it where verdict and findings do not go
+    together: severe findings and 'good', none and another grade than 'good'.
     """
     last, grade = verdict_of(text)
     if grade is None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from medq_ray.annotate.thresholds import affordable, drawn
+from medq_ray.annotate.thresholds import affordable
+from medq_ray.draws import drawn
 
 
 def experts(entropy, disagrees, forced, audited, tau, band):

@@ -18,7 +18,7 @@ from medq_ray import questions as ask
 from medq_ray.artifacts import write_json, write_table
 from medq_ray.config import Config, Explore, Loop
 from medq_ray.ledger import Ledger
-from medq_ray.review.simulated import audit
+from medq_ray.review.stats import audit
 from medq_ray.schema import (
     ANNOTATION, DEGRADATIONS, DROP, EVERYDAY, FAILURE, HIT, KINDS, MODALITIES, PROTOTYPE, QUESTION, SAMPLE, SCORE,
     POOL_IMAGE, SELECTION, SHARE, TRUTH, VERDICT,

@@ -9,7 +9,8 @@ import pytest
 from medq_ray import config as settings
 from medq_ray.questions import describe
 from medq_ray.review import review
-from medq_ray.review.simulated import statistics, verdict
+from medq_ray.review.simulated import verdict
+from medq_ray.review.stats import table3
 from medq_ray.schema import ANNOTATION, QUESTION, VERDICT
 
 TRUTH = {"i1": {"image_id": "i1", "modality": "mri", "degradation": "motion", "severity": "severe"}}
@@ -67,5 +68,5 @@ def test_only_reviewed_routes_get_verdicts_and_all_are_marked(tmp_path):
 
 
 def test_no_review_has_no_rates(tmp_path):
-    stats = statistics([], 10)
+    stats = table3([], 10)
     assert stats["review_rate"] == 0 and stats["rates"] == {"accept": None, "edit": None, "reject": None}
