@@ -291,9 +291,10 @@ def _label(item: dict, action: str, after: str) -> tuple[str, str]:
         form = "a description in the form of the one shown"
         form = f"one of the {len(question['options'])} letters" if question["options"] else form
         raise ValueError(f"item {item['item_id']}: edited into {after!r:.60}; expected {form}")
-    if after == before:
+    meant = meaning(question, after)
+    if is_readable(question, before) and meaning(question, before) == meant:
         raise ValueError(f"item {item['item_id']}: the edit changes nothing: accept it instead")
-    return after, meaning(question, after)
+    return after, meant
 
 
 def _text(what: str, text: str) -> str:

@@ -1,8 +1,8 @@
 """The review store: what is to be reviewed, who holds it, and every verdict that was ever given.
 
 SQLite by default, PostgreSQL by address, the same code. Items, leases, events and the audit log are only ever added to.
-Which verdict holds for an item is nowhere written down: `_outcome` derives it from the events. What moves is `queue`, an
-index of who may be given what: its stage of an item is `_outcome`'s answer, taken again with every event.
+Which verdict holds for an item is nowhere written down: `_outcome` derives it from the events. What moves is `queue`,
+an index of who may be given what: its stage of an item is `_outcome`'s answer, taken again with every event.
 
 One store holds the reviews of one run. This module knows tables and statements, and is long because SQLAlchemy has one
 home; the rules are in `queue.py`.
