@@ -33,14 +33,13 @@ def fill(store: "Store", run_dir: Path, iteration: int, config: Config) -> dict:
     """Put the annotations of an iteration that need review into the store; the same again adds nothing.
 
     The most urgent come first (`priorities`) or, with review.patients_together, the patient with the most urgent one.
-    Returns {items: in the store, added: now}. Raises ValueError when the iteration has not annotated yet, and when the
-    store holds another run's.
+    Returns {items: in the store, added: now}. Raises ValueError when the iteration has not annotated yet, and when
+    the store holds another run's.
     """
-    run, name = Run(Path(run_dir)), f"iter-{iteration:02d}"
-    annotated = _annotated(run, iteration)
+    run = Run(Path(run_dir))
+    evaluated, explored, annotated = (_step(run, iteration, phase) for phase in ("evaluate", "explore", "annotate"))
     rows = annotated.table("annotations").to_pylist()
     chosen = [row for row in rows if needs_review(row)]
-    explored, evaluated = Step(run.root / name / "explore", {}), Step(run.root / name / "evaluate", {})
     asked = {row["question_id"]: row for row in explored.table("questions").to_pylist()}
     selected = {row["image_id"]: row for row in explored.table("selection").to_pylist()}
     failures = _failures(evaluated)
@@ -108,7 +107,7 @@ def export(store: "Store", run_dir: Path, iteration: int, now: Callable[[], floa
     the store does not hold this iteration of this run.
     """
     run = Run(Path(run_dir))
-    annotated = _annotated(run, iteration)
+    annotated = _step(run, iteration, "annotate")
     with store.writing(alone=True) as transaction:
         known = transaction.iteration(iteration)
         if known is None or known["fingerprint"] != annotated.fingerprint:
@@ -147,10 +146,10 @@ def write_verdicts(folder: Path, rows: list[dict], annotations: Any, found: dict
     return {"reviewed": len(rows), **found["verdicts"]}
 
 
-def _annotated(run: Run, iteration: int) -> Step:
-    step = run.finished(f"iter-{iteration:02d}/annotate")
+def _step(run: Run, iteration: int, phase: str) -> Step:
+    step = run.finished(f"iter-{iteration:02d}/{phase}")
     if step is None:
-        raise ValueError(f"{run.root}: iteration {iteration} has not annotated yet")
+        raise ValueError(f"{run.root}: {phase} of iteration {iteration} is not finished")
     return step
 
 

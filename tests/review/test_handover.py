@@ -46,11 +46,9 @@ def run_with(folder: Path, images: int = 10, iteration: int = 0, model: str = "o
          "audit": route == "audited", "label": "A", "oracle_text": "A\0", "entropy": float("nan"), "labelled_by": model}
         for question, name, route in asked
     ]  # fmt: skip
-    Run(folder).step(
-        f"iter-{iteration:02d}/annotate",
-        lambda path: write_table(path / "annotations.parquet", rows, ANNOTATION) and None,
-        settings={"model": model}, inputs={},
-    )  # fmt: skip
+    write_table(here / "annotate/annotations.parquet", rows, ANNOTATION)
+    for phase in ("evaluate", "explore", "annotate"):
+        Run(folder).step(f"{here.name}/{phase}", lambda _: None, settings={"model": model}, inputs={})
     return folder
 
 
@@ -87,7 +85,7 @@ def test_another_runs_annotations_are_refused(store, tmp_path):
         fill(store, other, 0, CONFIG)
     with pytest.raises(ValueError, match="does not hold iteration 0 of .*other"):
         export(store, other, 0)
-    with pytest.raises(ValueError, match="run: iteration 1 has not annotated yet"):
+    with pytest.raises(ValueError, match="run: evaluate of iteration 1 is not finished"):
         fill(store, tmp_path / "run", 1, CONFIG)
 
 

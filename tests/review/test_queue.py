@@ -153,6 +153,7 @@ def test_who_is_dismissed_or_unknown_can_do_nothing(stocked):
         ("edit", {"after": ""}, "edited into ''; expected one of the 2 letters"),
         ("edit", {"after": "C"}, "edited into 'C'; expected one of the 2 letters"),
         ("edit", {"after": "A"}, "the edit changes nothing"),
+        ("edit", {"after": "A. Yes"}, "the edit changes nothing"),
         ("edit", {"after": "B" * 4001}, "after has 4,001 characters; at most 4,000 are kept"),
         ("reject", {"reason": "a\0b"}, "reason has control characters"),
         ("reject", {"reason": "\ud800"}, "reason has control characters"),
