@@ -292,10 +292,9 @@ def _label(item: dict, action: str, after: str) -> tuple[str, str]:
     if readable(kind, after, options) is None:
         form = f"one of the {options} letters" if options else "a description that ends in a verdict, as the one shown"
         raise ValueError(f"item {item['item_id']}: edited into {after!r:.60}; expected {form}")
-    meant = meaning(question, after)
-    if is_readable(question, before) and meaning(question, before) == meant:
+    if readable(kind, after, options) == readable(kind, before, options):  # 'B' for 'B. motion'
         raise ValueError(f"item {item['item_id']}: the edit changes nothing: accept it instead")
-    return after, meant
+    return after, meaning(question, after)
 
 
 def _text(what: str, text: str) -> str:
