@@ -226,8 +226,10 @@ class Annotate(Section):
 
 
 class Review(Section):
-    reviewer: Literal["simulated"] = "simulated"
-    """Who gives verdicts: the simulated expert, who knows the synthetic truth."""
+    reviewer: Literal["people", "simulated"] = "people"
+    """Who gives verdicts: people, for whom the run waits, or the simulated expert, who knows the synthetic truth."""
+    store: str | None = None
+    """The review store of people: a SQLite file or a postgresql:// address; None: review.db in the run directory."""
     seconds_per_item: float = Field(30.0, ge=0)
     """What the simulated expert books for one item (Table 3: 0.5 minutes)."""
     lease_minutes: float = Field(10.0, gt=0)
@@ -320,7 +322,7 @@ HARDWARE_FIELDS = {
     "encoder": {"batch_size"},
     "judge": {"base_url", "templates", *Paid.model_fields},
     "oracle": {"base_url", "failure_rate", "latency", *Paid.model_fields},
-    "review": {"lease_minutes", "patients_together"},
+    "review": {"store", "lease_minutes", "patients_together"},
     "evolve": {"workers"},
 }  # fmt: skip
 

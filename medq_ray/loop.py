@@ -35,7 +35,7 @@ from medq_ray.model.encoder import encoder_folder, text_embedder
 from medq_ray.models import Models, Servers, check_keys
 from medq_ray.pool.prepare import Given, check_pool, check_use, prepare, reviewable, with_pictures
 from medq_ray.pool.store import open_pool
-from medq_ray.review import review
+from medq_ray.review import people, simulated
 from medq_ray.serving import ray_session
 from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
 from medq_ray.synthetic.truth import load_truth
@@ -47,18 +47,21 @@ VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2, "evolve": 2
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
 
-def run(config: Config, run_dir: Path, after: Callable[[dict], None] = lambda summary: None) -> dict:
+def run(
+    config: Config, run_dir: Path, after: Callable[[dict], None] = lambda summary: None, *, wait: bool = False
+) -> dict:
     """Run the loop, or finish it, in `run_dir`; returns what `summary.json` holds (see DESIGN and README).
 
-    `after` is given the summary at the end of every iteration. Raises ValueError for settings that do not fit the
-    directory and for input that cannot be used, EndpointError when a model cannot be reached, EngineError when
-    something in Ray died; what was computed until then stays.
+    `after` is given the summary at the end of every iteration. wait: for people who review, instead of raising
+    AwaitingReview. Raises ValueError for settings that do not fit the directory and for input that cannot be used,
+    EndpointError when a model cannot be reached, EngineError when something in Ray died; what was computed until then
+    stays.
     """
     run_dir = Path(run_dir).resolve()
     checkpoint, pool = check_inputs(config)
     origin = "base"
     with claimed(run_dir, config), quiet(run_dir / LOG), ray_session(run_dir / LOG):
-        loop = Loop(Run(run_dir), config, pool)
+        loop = Loop(Run(run_dir), config, pool, wait)
         iterations, stopped = [], None
         best = 0  # the iteration whose checkpoint is the best so far
         for t in itertools.count():
@@ -114,8 +117,8 @@ def check_inputs(config: Config) -> tuple[Path, Given | None]:
 class Loop:
     """The phases of one run, each wired to its settings, inputs and models."""
 
-    def __init__(self, run: Run, config: Config, given: Given | None):
-        self.run, self.config = run, config
+    def __init__(self, run: Run, config: Config, given: Given | None, wait: bool):
+        self.run, self.config, self.wait = run, config, wait
         self.settings = settings.identity(config)
         self.ledger = Ledger(run.root / "ledger.jsonl")
         encoder = encoder_folder(config.encoder.name)
@@ -234,7 +237,7 @@ class Loop:
                 asked=self.answered(evaluated),
                 failures=evaluated.table("failures"),
                 images=self.images,
-                allowed=reviewable(self.images, self.world)["image_id"].combine_chunks(),
+                allowed=reviewable(self.images, self.world, self.config)["image_id"].combine_chunks(),
                 search=self.pool.search,
                 embedded=self.pool.vectors,
                 fetch=self.pool.fetch,
@@ -267,15 +270,19 @@ class Loop:
         annotated, name = self.done(t, "annotate"), f"iter-{t:02d}/review"
 
         def work(folder: Path) -> dict:
-            counts = review(
-                folder,
-                config=self.config,
-                annotations=annotated.table("annotations"),
-                questions=self.done(t, "explore").table("questions"),
-                truth=load_truth(self.world.path),
-            )
-            seconds = 60 * read_json(folder / "stats.json")["minutes"]
-            self.ledger.add(step=name, what="reviewer", amount=seconds, unit="seconds", simulated=True)
+            if self.config.review.reviewer == "people":
+                counts = people.review(self.run.root, config=self.config, iteration=t, wait=self.wait)
+            else:
+                counts = simulated.review(
+                    folder,
+                    config=self.config,
+                    annotations=annotated.table("annotations"),
+                    questions=self.done(t, "explore").table("questions"),
+                    truth=load_truth(self.world.path),
+                )
+            stats = read_json(folder / "stats.json")
+            self.ledger.add(step=name, what="reviewer", amount=60 * stats["minutes"], unit="seconds",
+                            simulated=stats["simulated"])  # fmt: skip
             return counts
 
         return self.step(name, work, sections=("review",), inputs={"annotate": annotated.fingerprint})

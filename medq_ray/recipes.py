@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 
-from medq_ray.config import Config, Encoder, Evaluate, Evolve, Explore, Loop, Oracle
+from medq_ray.config import Config, Encoder, Evaluate, Evolve, Explore, Loop, Oracle, Review
 
 
 def demo(seed: int = 0) -> Config:
@@ -19,6 +19,7 @@ def demo(seed: int = 0) -> Config:
         explore=Explore(tau_sim=0.85, budget=300, random_fraction=0.3, breadth=2),
         # GPT-4o's prices when it came out, so that the demo's ledger shows what its requests would have cost.
         oracle=Oracle(input_price=2.5, output_price=10.0),
+        review=Review(reviewer="simulated"),
         # From one selection of 300 images dev accuracy (62.7 %) moved to 71.1 at 3e-4 in 80 steps of 48, to 72.7 at
         # 1e-4 in 240 of 16 and to 59.8 at 6e-4: a small model forgets the everyday faster than it learns the rare.
         # One run each; benchmarks/RESULTS.md has all of them.

@@ -14,6 +14,10 @@ from medq_ray.cli.pooling import ingest, pool
 from medq_ray.cli.serving import serve
 
 
+AWAITING = 3
+"""Exit code of a run that waits for people: it has not failed, and is not done."""
+
+
 class Commands(click.Group):
     """Turns the errors that users can mend into one line, unless --debug is given."""
 
@@ -54,8 +58,11 @@ def demo(run_dir: Path, seed: int, assignments: tuple[str, ...]) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="Seed of everything that draws.")
 @RUN_DIR
 @SET
-def run(recipe: str | None, config_path: Path | None, seed: int | None, run_dir: Path, assignments: tuple) -> None:
-    """Run the loop, or finish it where it was killed.
+@click.option("--wait", is_flag=True, help="Wait for people's reviews instead of stopping until they are done.")
+def run(
+    recipe: str | None, config_path: Path | None, seed: int | None, run_dir: Path, assignments: tuple, wait: bool
+) -> None:
+    """Run the loop, or finish it where it was killed. Where people have items to review it stops, with exit code 3.
 
     Example:  medq run --recipe demo --set world.path=w --run-dir runs/w
     """
@@ -64,22 +71,27 @@ def run(recipe: str | None, config_path: Path | None, seed: int | None, run_dir:
     chosen = recipes.build(recipe) if recipe is not None else config.load(config_path)
     if seed is not None:
         chosen = config.override(chosen, [f"seed={seed}"])
-    start(config.override(chosen, list(assignments)), run_dir)
+    start(config.override(chosen, list(assignments)), run_dir, wait=wait)
 
 
-def start(chosen: config.Config, run_dir: Path) -> None:
-    """Run the loop; each iteration ends with its table and the report. Also what `jobs/run_loop.py` calls."""
+def start(chosen: config.Config, run_dir: Path, *, wait: bool = False) -> None:
+    """Run the loop; each iteration ends with its table and the report."""
     from medq_ray import loop
     from medq_ray.console import say
     from medq_ray.report import iteration_table, write_report
+    from medq_ray.review import AwaitingReview
 
     def show(summary: dict) -> None:
         say(f"\n{iteration_table(summary)}\n\nreport: {write_report(run_dir)}")
 
     click.echo(f"medq_ray {__version__}: recipe {chosen.recipe}, seed {chosen.seed}, run directory {run_dir}")
     click.echo(f"the engines' own messages go to {run_dir / loop.LOG}")
-    with resumable():
-        loop.run(chosen, run_dir, after=show)
+    try:
+        with resumable():
+            loop.run(chosen, run_dir, after=show, wait=wait)
+    except AwaitingReview as waiting:
+        click.echo(str(waiting))
+        raise SystemExit(AWAITING) from waiting
 
 
 @main.command()

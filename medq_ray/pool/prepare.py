@@ -98,9 +98,12 @@ def with_pictures(images: pa.Table, world: pa.Table) -> pa.Table:
     return images.set_column(images.schema.get_field_index("uri"), "uri", uri)
 
 
-def reviewable(images: pa.Table, world: World) -> pa.Table:
-    """Those images that the simulated expert can judge: the world's own. Says how many others are not selected."""
+def reviewable(images: pa.Table, world: World, config: Config) -> pa.Table:
+    """Those images that the reviewer can judge: all by people, the world's own by the simulated expert. Says how many
+    others are not selected."""
+    if config.review.reviewer == "people":
+        return images
     known = images.filter(pc.is_in(images["image_id"], world.images["image_id"].combine_chunks()))
     if others := images.num_rows - known.num_rows:
-        say(f"  {others:,} images of the pool are not selected: only people could review them, and nobody can yet")
+        say(f"  {others:,} images of the pool are not selected: only people can review them (review.reviewer)")
     return known

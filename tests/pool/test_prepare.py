@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from fake_pool import fake_pool
 
-from medq_ray import cli
+from medq_ray import cli, recipes
 from medq_ray.artifacts import read_json, read_table
 from medq_ray.config import Config, override
 from medq_ray.pool.ingest import ingest
@@ -100,5 +100,6 @@ def test_only_images_that_somebody_can_review_are_selected(tmp_path, capsys):
     write_world(tmp_path / "w", 40, 3, size=56)
     world = read_world(tmp_path / "w")
     images = pa.table({"image_id": ["no image of the world", *world.images["image_id"].to_pylist()[:5]]})
-    assert reviewable(images, world).num_rows == 5
-    assert "1 images of the pool are not selected: only people could review them" in capsys.readouterr().out
+    assert reviewable(images, world, recipes.demo()).num_rows == 5
+    assert "1 images of the pool are not selected: only people can review them" in capsys.readouterr().out
+    assert reviewable(images, world, Config()).num_rows == 6

@@ -8,7 +8,7 @@ import pytest
 
 from medq_ray import config as settings
 from medq_ray.questions import describe
-from medq_ray.review import review
+from medq_ray.review.simulated import review
 from medq_ray.review.simulated import verdict
 from medq_ray.review.stats import table3
 from medq_ray.schema import ANNOTATION, QUESTION, VERDICT
