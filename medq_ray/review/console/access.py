@@ -7,6 +7,7 @@ secret and no list, a new token ends all sessions, and they outlive a restart. T
 
 import hashlib
 import hmac
+import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Attempts:
                 del self.failed[key]
             limits = ((address, name), PER_NAME), ((address,), PER_ADDRESS)
             full = [self.failed[key][-limit] for key, limit in limits if len(self.failed.get(key, ())) >= limit]
-        return max((int(start + WINDOW - now) + 1 for start in full if start > now - WINDOW), default=0)
+        return max((math.ceil(start + WINDOW - now) for start in full if start > now - WINDOW), default=0)
 
     def add(self, name: str, address: str) -> None:
         with self.lock:

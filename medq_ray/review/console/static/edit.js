@@ -35,7 +35,7 @@ export function reasonForm(action, give, cancel) {
     event.preventDefault();
     give(own.value);
   });
-  onKeys(form, (key) => (key === "0" ? own : buttons[Number(key) - 1]), (found) => (found === own ? own.focus() : found.click()));
+  onKeys(form, (key) => (key === "0" ? own : buttons[Number(key) - 1]));
   return { form, first: buttons[0] };
 }
 
@@ -43,7 +43,7 @@ export function reasonForm(action, give, cancel) {
 export function editForm(item, draft, { changed, save, cancel }) {
   const body = item.fields ? description(item, draft ?? item.before, changed) : choices(item, draft, changed);
   const form = element("form", { class: "sheet", "aria-label": "Edit" },
-    element("h2", {}, "Edit"), body.parts,
+    body.parts,
     element("div", { class: "end" },
       element("button", { class: "go" }, "Save ", element("kbd", {}, item.fields ? "Ctrl+Enter" : "Enter")),
       element("button", { type: "button", class: "quiet", click: cancel }, "Cancel ", element("kbd", {}, "Esc"))));
@@ -57,19 +57,20 @@ export function editForm(item, draft, { changed, save, cancel }) {
       form.requestSubmit();
     }
   });
-  onKeys(form, (key) => body.keys.get(key), (found) => (found.type === "textarea" ? found.focus() : found.click()));
+  onKeys(form, (key) => body.keys.get(key));
   return { form, first: body.first };
 }
 
 /** Keys that stand for a control of a form, wherever in it one is, but not while one writes. */
-function onKeys(form, control, act) {
+function onKeys(form, control) {
+  const writes = (element) => ["text", "textarea"].includes(element.type);
   form.addEventListener("keydown", (event) => {
-    const writing = ["text", "textarea"].includes(event.target.type);
-    const found = !writing && !event.ctrlKey && !event.altKey && !event.metaKey && control(event.key.toLowerCase());
+    const plain = !writes(event.target) && !event.ctrlKey && !event.altKey && !event.metaKey;
+    const found = plain && control(event.key.toLowerCase());
     if (found) {
       event.preventDefault();
       found.focus();
-      act(found);
+      writes(found) || found.click();
     }
   });
 }
@@ -113,7 +114,7 @@ function description(item, start, changed) {
     pick("radio", name, value, value === now, element("kbd", {}, value[0].toUpperCase()), value));
   const severities = levels("severity", fields.severities, found.severity);
   const grades = levels("grade", Object.keys(fields.closings), found.grade);
-  const area = element("textarea", { rows: "4", maxlength: "4000", "aria-label": "Description in words" });
+  const area = element("textarea", { rows: "3", maxlength: "4000", "aria-label": "Description in words" });
   const shown = element("p", { class: "diff", "aria-label": "What changed" });
   const chosen = (rows) => rows.filter(({ input }) => input.checked).map(({ input }) => input.value);
   const choose = (rows, value) => rows.forEach(({ input }) => (input.checked = input.value === value));
@@ -151,10 +152,9 @@ function description(item, start, changed) {
     element("fieldset", { class: how }, element("legend", {}, title), rows.map(({ label }) => label));
   const all = [...severities, ...grades].map(({ input }) => [input.value[0], input]);
   const keys = new Map([...boxes.map(({ input }, n) => [`${n + 1}`, input]), ...all, ["t", area]]);
-  const parts = [set("Degradations", boxes, "two"), set("Severity", severities, "three"),
-                 set("Overall quality", grades, "three"),
-                 element("label", { class: "words" }, element("span", {}, element("kbd", {}, "T"), " In words"), area),
-                 shown];
+  const words = element("label", { class: "words" }, element("span", {}, element("kbd", {}, "T"), " In words"), area);
+  const parts = [shown, set("Degradations", boxes, "two"), set("Severity", severities, "three"),
+                 set("Overall quality", grades, "three"), words];
   return { parts, text: () => area.value, keys, first: boxes[0].input };
 }
 

@@ -38,7 +38,7 @@ export function showContext(item) {
   const rows = {
     Modality: facts.modality,
     Question: item.question.kind.replace("_", "/"),
-    Capability: facts.capability,
+    Capability: facts.capability.replace(/^\w+:/, "").replaceAll("_", " "),
     "Why selected": why + (facts.prototype === null ? "" : ` (prototype ${facts.prototype}${likeness})`),
     Route: facts.audit ? "audit: a label nobody would have read" : (ROUTES[facts.route] ?? facts.route),
     Entropy: number(facts.entropy, 3),
