@@ -99,6 +99,9 @@ class Desk:
     def text(self, css: str) -> str:
         return self.browser.find_element(By.CSS_SELECTOR, css).text
 
+    def await_text(self, css: str, text: str) -> None:
+        WebDriverWait(self.browser, PATIENCE).until(lambda _: text in self.text(css), f"{css} does not say {text!r}")
+
     def complaints(self) -> list[str]:
         """Errors that the browser logged: also of the content security policy."""
         return [row["message"] for row in self.browser.get_log("browser") if row["level"] == "SEVERE"]
@@ -119,6 +122,8 @@ def desk(browser, tmp_path) -> Iterator:
         return Desk(browser, servers[-1].stdout.readline().split()[-1], tokens, path)
 
     yield build
+    browser.get("about:blank")  # or the page asks a server that is gone
+    browser.get_log("browser")
     for server in servers:
         server.terminate()
         server.wait()
@@ -153,7 +158,8 @@ def test_ten_items_by_keyboard_alone(desk, pictures, artefacts):
     for number in range(5, 11):
         assert at.shown() == str(number)
         at.give("a")
-    assert at.text("#left") == "10 of 12 done · 2 to read" and "an hour · median" in at.text("#pace")
+    at.await_text("#left", "10 of 12 done · 2 to read")
+    assert "an hour · median" in at.text("#pace")
     done = subprocess.run([sys.executable, "-m", "medq_ray.cli", "review", "stats", "--json", "--store", str(at.store)],
                           capture_output=True, text=True, check=True)  # fmt: skip
     found = json.loads(done.stdout)
@@ -191,7 +197,7 @@ def test_a_description_is_edited_by_its_fields(desk, pictures, artefacts):
     area = at.browser.find_element(By.TAG_NAME, "textarea")
     assert area.get_property("value").endswith("for a quick look.")
     at.press(Keys.CONTROL, Keys.ENTER)
-    WebDriverWait(at.browser, PATIENCE).until(lambda _: "form" in at.text("#status") or "verdict" in at.text("#status"))
+    at.await_text("#status", "expected a description that ends in a verdict")
     assert at.shown() == "1" and area.is_displayed()  # it does not end in a verdict: refused, and nothing is lost
     at.press("g")
     assert at.give(Keys.ENTER) == "2"
@@ -320,6 +326,6 @@ def test_what_is_skipped_comes_back_and_undo_of_it_holds_together(desk, pictures
     assert at.give("u") == "2"
     assert at.give("a") == "1"
     at.press("a")
-    WebDriverWait(at.browser, PATIENCE).until(lambda _: "Nothing is left" in at.text("#panes"))
-    assert at.text("#left") == "2 of 2 done · 0 to read"
+    at.await_text("#panes", "Nothing is left")
+    at.await_text("#left", "2 of 2 done · 0 to read")
     assert at.complaints() == []

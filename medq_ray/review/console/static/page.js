@@ -19,6 +19,7 @@ const clock = new ActiveTime();
 const viewer = new Viewer(byId("panes"), (line) => (byId("view").textContent = line));
 let busy = false;
 let sheet = null; // the open form
+let progressTurn = 0;
 
 function say(line, kind = "") {
   byId("status").textContent = line;
@@ -82,7 +83,11 @@ async function show(entry) {
 }
 
 async function showProgress() {
-  const found = await get("/api/progress");
+  const turn = ++progressTurn;
+  const found = await get("/api/progress").catch(() => null);
+  if (!found || turn !== progressTurn) {
+    return; // the next verdict asks again, and a later answer is never overtaken by an earlier one
+  }
   const left = found.unread + found.second;
   byId("done").max = Math.max(1, found.items);
   byId("done").value = found.done;
