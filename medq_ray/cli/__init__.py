@@ -11,6 +11,7 @@ from medq_ray.cli.evolving import export
 from medq_ray.cli.exploring import calibrate, explore
 from medq_ray.cli.options import RUN_DIR, SET, UserError, resumable
 from medq_ray.cli.pooling import ingest, pool
+from medq_ray.cli.reviewing import review
 from medq_ray.cli.serving import serve
 
 
@@ -248,6 +249,7 @@ def medqbench(
 
 
 main.add_command(serve)
+main.add_command(review)
 
 
 @main.command()

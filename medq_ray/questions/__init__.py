@@ -120,17 +120,29 @@ def gold_letter(
     return LETTERS[list(options).index(right)]
 
 
-def describe(modality: str, degradation: str, severity: str) -> str:
-    """The reference description: modality, degradation with severity, overall judgement (MedQ-Bench's closing form)."""
+def opening(modality: str) -> str:
+    """The first sentence of a description."""
     name = MODALITY_NAMES[modality]
-    finding = (
-        "No visible degradation."
-        if severity == "none"
-        else f"{severity.capitalize()} {DEGRADATION_NAMES[degradation]}."
-    )
-    grade = GRADES[SEVERITIES.index(severity)]
     subject = article(name).capitalize() if name != "MRI" else "An MRI"
-    return f"{subject} image. {finding} Overall, the quality of this image is {grade}."
+    return f"{subject} image."
+
+
+def finding(degradation: str, severity: str) -> str:
+    """The sentence of a description about one degradation, or about there being none."""
+    if severity == "none":
+        return "No visible degradation."
+    return f"{severity.capitalize()} {DEGRADATION_NAMES[degradation]}."
+
+
+def closing(grade: str) -> str:
+    """The last sentence of a description (MedQ-Bench's form)."""
+    return f"Overall, the quality of this image is {grade}."
+
+
+def describe(modality: str, degradation: str, severity: str) -> str:
+    """The reference description: modality, degradation with severity, overall judgement."""
+    grade = GRADES[SEVERITIES.index(severity)]
+    return f"{opening(modality)} {finding(degradation, severity)} {closing(grade)}"
 
 
 def read_description(text: str) -> dict[str, str] | None:

@@ -1,0 +1,60 @@
+// What is written beside the image.
+
+import { byId, element } from "./dom.js";
+import { marked, named } from "./edit.js";
+
+const number = (value, digits) => (value === null ? null : value.toFixed(digits));
+const ROUTES = { cold_start: "first turn: all are read", expert: "models disagree or are unsure" };
+const STRATEGIES = { failure_driven: "looks like a failure", random: "drawn at random" };
+
+export function showItem(item) {
+  const { question, fields } = item;
+  byId("question").textContent = question.text;
+  byId("stage").hidden = item.stage !== "adjudicate";
+  const by = item.facts.simulated ? "the simulated oracle" : item.facts.labelled_by === "self" ? "the model itself" : "the oracle";
+  byId("by").textContent = `Proposed by ${by}`;
+  byId("before").hidden = !fields && item.choice !== null;
+  byId("before").textContent = item.before || "(empty)";
+  byId("options").replaceChildren(
+    ...question.options.map((_, n) => element("li", { class: n === item.choice && "chosen" },
+      named(question.options, n), n === item.choice && element("em", {}, "proposed"))),
+  );
+  showList("notes", item.notes, (note) => [element("b", {}, note.reviewer), " asks: ", note.reason]);
+  showList("reads", item.reads, (read) => [
+    element("b", {}, read.reviewer), ` ${{ accept: "accepts", edit: "edits into", reject: "rejects" }[read.action]} `,
+    fields && read.action === "edit" ? marked(item.before, read.after) : read.after, read.reason && ` (${read.reason})`,
+  ]);
+}
+
+function showList(id, rows, parts) {
+  byId(id).hidden = !rows.length;
+  byId(id).querySelector("ul").replaceChildren(...rows.map((row) => element("li", {}, parts(row))));
+}
+
+export function showContext(item) {
+  const { facts, failures } = item;
+  const why = STRATEGIES[facts.strategy] ?? facts.strategy;
+  const likeness = facts.similarity === null ? "" : `, similarity ${number(facts.similarity, 2)}`;
+  const rows = {
+    Modality: facts.modality,
+    Question: item.question.kind.replace("_", "/"),
+    Capability: facts.capability.replace(/^\w+:/, "").replaceAll("_", " "),
+    "Why selected": why + (facts.prototype === null ? "" : ` (prototype ${facts.prototype}${likeness})`),
+    Route: facts.audit ? "audit: a label nobody would have read" : (ROUTES[facts.route] ?? facts.route),
+    Entropy: number(facts.entropy, 3),
+    Agreement: number(facts.agreement, 2),
+    Item: `${item.item_id}`,
+  };
+  byId("facts").replaceChildren(
+    ...Object.entries(rows).filter(([, value]) => value).flatMap(([name, value]) =>
+      [element("dt", {}, name), element("dd", {}, value)]),
+  );
+  byId("others").hidden = !failures.length;
+  byId("failures").replaceChildren(
+    ...failures.map((failure, n) => element("li", {},
+      element("img", { src: `/api/items/${item.item_id}/failures/${n}`, alt: failure.text, loading: "lazy" }),
+      element("span", { class: "asked" }, failure.text),
+      element("span", {}, "right: ", element("b", {}, failure.expected)),
+      element("span", {}, "said: ", element("b", { class: "wrong" }, failure.given)))),
+  );
+}
