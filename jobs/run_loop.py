@@ -4,7 +4,8 @@
         python jobs/run_loop.py --recipe demo --run-dir /shared/runs/demo --set explore.budget=200
 
 The run directory has to be on a file system that every node mounts at the same path. Submit the same command again
-to resume a job that was stopped.
+to resume a job that was stopped. Where people review, add --wait: a job that stops for them, with exit code 3, counts
+as failed.
 """
 
 import sys

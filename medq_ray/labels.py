@@ -19,13 +19,15 @@ def readable(kind: str, text: str, options: int) -> str | None:
     return parse_letter(text, options)
 
 
-def says_same(kind: str, first: str, second: str, options: int) -> bool:
-    """Whether two annotations are one label: the same letter, or the same findings, in other words too. False if either
-    cannot be read; descriptions whose findings are in doubt must be equal to the letter."""
+def says_same(kind: str, first: str, second: str, options: int) -> bool | None:
+    """Whether two annotations are one label: the same letter, or the same findings in other words too. False if either
+    cannot be used; None where nobody can tell: of two different descriptions one leaves its findings in doubt."""
+    usable = [readable(kind, text, options) for text in (first, second)]
+    if None in usable:
+        return False
     if kind != "description":
-        letter = parse_letter(first, options)
-        return letter is not None and letter == parse_letter(second, options)
+        return usable[0] == usable[1]
+    if " ".join(usable[0].split()) == " ".join(usable[1].split()):
+        return True
     found, other = read_findings(first), read_findings(second)
-    if found is None or other is None:
-        return readable(kind, first, options) is not None and first.strip() == second.strip()
-    return found.same(other)
+    return None if found is None or other is None else found.same(other)

@@ -1,7 +1,7 @@
 """The review console on Ray Serve: `serve run serve_apps.review:build_app store=postgresql://HOST/DATABASE`.
 
-`medq review serve` is the same without Ray. One replica: a SQLite store is for one machine, and wrong logins are
-counted in the replica's memory.
+`medq review serve` is the same without Ray. Its pages stand at '/', so serve it without a route prefix. One replica: a
+SQLite store is for one machine, and wrong logins are counted in the replica's memory.
 """
 
 from typing import TYPE_CHECKING

@@ -23,16 +23,24 @@ class BatchStub:
         """Every request, whole."""
         self.lose_makings = 0
         """Batches that are made and answered with 502."""
+        self.listed_after = 0.0
+        """Seconds after which a batch is listed."""
         self.down_until = 0.0
         self.status = "completed"
         self.lines: list[str] = []
         """Further lines of every file of answers."""
+        self.after: list[str] = []
+        """And at its end, with %s for the last request's name."""
         self.skip = 0
         """Requests of each batch that are not answered."""
-        self.undeletable = False
+        self.undeletable = 0
+        """Status of every deletion, 0 for as it should be."""
+        self.unmakable = 0
+        """Status of every making of a batch."""
         self.picture_tokens = 100
         self.page = ""
-        """Path that is answered with a page for people."""
+        """End of a path that is answered with a page for people, once for each of `pages`."""
+        self.pages = 1_000
         self.url = ""
 
     def completion(self) -> dict:
@@ -46,13 +54,15 @@ class BatchStub:
         keys = [json.loads(line)["custom_id"] for line in self.files[file][1].splitlines()]
         batch = {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": file,
                  "completion_window": "24h", "created_at": 0, "status": self.status, "output_file_id": None,
-                 "error_file_id": None, "request_counts": {}, "keys": keys}  # fmt: skip
+                 "error_file_id": None, "request_counts": {}, "keys": keys,
+                 "made": time.monotonic()}  # fmt: skip
         if self.status == "failed":
             batch["errors"] = {"object": "list", "data": [{"code": "x", "message": "too\nmany tokens"}]}
         else:
             rows = [{"custom_id": key, "response": {"status_code": 200, "body": self.completion()}}
                     for key in keys[self.skip :]]  # fmt: skip
-            batch["output_file_id"] = self.hold("out.jsonl", "\n".join([*self.lines, *map(json.dumps, rows), ""]))
+            batch["output_file_id"] = self.hold("out.jsonl", "\n".join(
+                [*self.lines, *map(json.dumps, rows), *(line % keys[-1] for line in self.after), ""]))
         self.batches[name] = batch
         return batch
 
@@ -88,7 +98,8 @@ def handler(stub: BatchStub) -> type[BaseHTTPRequestHandler]:
             stub.asked[f"{self.command} {re.sub(r'(file|batch)-[^/]+', 'ID', path)}"] += 1
             if time.monotonic() < stub.down_until:
                 return self.send(503, {"error": {"message": "down"}})
-            if path == stub.page:
+            if stub.page and path.endswith(stub.page) and stub.pages:
+                stub.pages -= 1
                 return self.send(200, "<html>welcome</html>")
             parts = path.strip("/").split("/")
             match self.command, parts:
@@ -103,7 +114,11 @@ def handler(stub: BatchStub) -> type[BaseHTTPRequestHandler]:
                 case "GET", ["files", number, "content"]:
                     self.send(200, stub.files[number][1])
                 case "DELETE", ["files", number] if stub.undeletable:
-                    self.send(405, {"error": {"message": "no"}})
+                    self.send(stub.undeletable, {"error": {"message": "no"}})
+                case "DELETE", ["files", number] if number not in stub.files:
+                    self.send(404, {"error": {"message": "gone"}})
+                case "POST", ["batches"] if stub.unmakable:
+                    self.send(stub.unmakable, {"error": {"message": "billing"}})
                 case "DELETE", ["files", number]:
                     del stub.files[number]
                     self.send(200, {"id": number, "object": "file", "deleted": True})
@@ -114,7 +129,9 @@ def handler(stub: BatchStub) -> type[BaseHTTPRequestHandler]:
                         return self.send(502, {"error": {"message": "lost"}})
                     self.send(200, made)
                 case "GET", ["batches"]:
-                    self.send(200, {"object": "list", "data": list(stub.batches.values()), "has_more": False})
+                    late = time.monotonic() - stub.listed_after
+                    known = [batch for batch in stub.batches.values() if batch["made"] <= late]
+                    self.send(200, {"object": "list", "data": known, "has_more": False})
                 case "GET", ["batches", number]:
                     self.send(200, stub.batches[number])
                 case _:

@@ -19,8 +19,6 @@ SHARES = np.round(np.arange(0, 1.01, 0.02), 2)
 AGREEMENTS = (0.2, 0.5, 0.7, 0.95)
 """tau_ann that are tried: letters agree or not, and of what a description's R adds up few sums are apart; 0.95 is all
 but the words."""
-
-
 COLUMNS = {"cold_start": 10, "oracle": 6, "self": 6, "expert": 6, "dropped": 7}
 """Routes in the order they are shown, and how wide."""
 
@@ -71,11 +69,16 @@ def reviewed(run_dir: Path, iteration: int) -> Reviewed:
         kind, options = asked[row["question_id"]]["kind"], len(asked[row["question_id"]]["options"])
         right = verdicts[row["question_id"]]["after"]
         usable = [readable(kind, row[name], options) is not None for name in ("oracle_text", "self_text")]
-        wrong = [not says_same(kind, row[name], right, options) for name in ("oracle_text", "self_text")]
+        same = [says_same(kind, row[name], right, options) for name in ("oracle_text", "self_text")]
+        if None in same:  # free descriptions that nobody can compare teach nothing about thresholds
+            continue
         entropy = np.nan if row["entropy"] is None else row["entropy"]
         comparable = usable[1] and row["agreement"] is not None
         delta = row["agreement"] if comparable else -1.0  # nothing of the model's to adopt: never consistent
-        found.append((entropy, delta, not usable[0] or not np.isfinite(entropy), *wrong, audits.get(row["route"], 1.0)))
+        forced, wrong = not usable[0] or not np.isfinite(entropy), [not right for right in same]
+        found.append((entropy, delta, forced, *wrong, audits.get(row["route"], 1.0)))
+    if not found:
+        raise ValueError(f"{folder}: nobody can tell of any label whether it was right: all are free descriptions")
     columns = [np.array(column) for column in zip(*found, strict=True)]
     return Reviewed(*columns)
 

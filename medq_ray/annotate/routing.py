@@ -14,7 +14,7 @@
 
 Undecidable is an entropy within the dead band of tau_H: log-probabilities move with the batch that a request happens to
 be in, and on another day it would lie on the other side. Uncertain is H >= tau_H + band, confident H < tau_H - band.
-Usable means readable (annotate.agreement.readable). The first three rows are the paper's; the others are our choice,
+Usable means readable (medq_ray.labels). The first three rows are the paper's; the others are our choice,
 and each takes the safer side. Every combination is on exactly one row.
 """
 

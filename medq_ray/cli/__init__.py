@@ -14,7 +14,6 @@ from medq_ray.cli.pooling import ingest, pool
 from medq_ray.cli.reviewing import review
 from medq_ray.cli.serving import serve
 
-
 AWAITING = 3
 """Exit code of a run that waits for people: it has not failed, and is not done."""
 

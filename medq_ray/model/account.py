@@ -177,12 +177,12 @@ def note_cached(folder: Path, purpose: str, count: int) -> None:
 
 
 def most_prompt_tokens(messages: list[dict], seen: int = 0) -> int:
-    """No tokenizer makes more tokens of a text than it has bytes; images count as IMAGE_TOKENS, or with the text as
-    what was seen of one request, if that was more."""
+    """No tokenizer makes more tokens of a text than it has bytes; an image counts as IMAGE_TOKENS, or as what was seen
+    of one request, if that was more."""
     parts = [part for message in messages for part in in_parts(message["content"])]
     texts = [part["text"] for part in parts if part["type"] == "text"]
     said, images = sum(len(text.encode("utf-8", "replace")) for text in texts), len(parts) - len(texts)
-    return max(IMAGE_TOKENS * images + said, seen) if images else said
+    return max(IMAGE_TOKENS * images + said, seen * images) if images else said
 
 
 def in_parts(content: str | list[dict]) -> list[dict]:

@@ -77,9 +77,10 @@ def get_answers(
         bar.update(bar.initial)
         note_cached(cache, purpose, len(pc.unique(keys)) - pending.num_rows)
         if (endpoint.tariff.batch and pending.num_rows) or under_way(cache):
-            first = pending.slice(0, 1)  # where there is a budget, it shows what a picture costs
-            if endpoint.tariff.max_cost is not None and not any(line["tokens"] for line in requests(cache)):
-                list(send(first, endpoint, sampling, cache, purpose, bar.update))
+            for i in range(pending.num_rows if endpoint.tariff.max_cost is not None else 0):
+                if any(line["tokens"] for line in requests(cache)):
+                    break
+                list(send(pending.slice(i, 1), endpoint, sampling, cache, purpose, bar.update))  # what a picture costs
             ask_batches(pending.to_pylist(), endpoint, sampling, cache, purpose, bar.update)
             pending = unanswered(prompts, keys, cache)
             bar.n = prompts.num_rows - pending.num_rows

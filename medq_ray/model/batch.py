@@ -31,6 +31,9 @@ MOST_BYTES = 150_000_000
 """Of the requests of one batch: OpenAI takes 200 MB."""
 LONGEST_PAUSE = 60.0
 """Most seconds between two looks at a batch; the first come sooner."""
+LOOKS = (0.0, 5.0, 15.0, 40.0)
+"""Seconds before each look for a batch that may have been made unheard: endpoints may list it late."""
+GONE = 404
 ENDED = ("completed", "failed", "expired", "cancelled")
 FIELDS = {"purpose", "at", "most", "file", "batch", "kept", "failed"}
 """Of a state: what the requests are for, when they were written down, key -> the most that each can cost, the uploaded
@@ -68,8 +71,11 @@ class Batches:
         try:
             for path in sorted((self.folder / STATES).glob("*.json")):
                 await self.go_on(path, new=False)
-            for orphan in (self.folder / STATES).glob("*.jsonl"):  # of a kill before there was a state
+            for orphan in (self.folder / STATES).glob("*.jsonl"):  # of a kill before there was a state, and any sending
+                self.book(orphan, [])
                 orphan.unlink()
+            for torn in (self.folder / STATES).glob("*.tmp"):
+                torn.unlink()
             rows = [row for row in rows if row["key"] not in self.cache]
             while rows and self.endpoint.tariff.batch:
                 taken = await self.submit(rows[: self.endpoint.tariff.batch])
@@ -136,9 +142,20 @@ class Batches:
             except Refused:
                 self.forget(path)
                 raise
+            if state["file"] is None:  # and batches are no longer wanted
+                self.forget(path)
+                return
             write_json(path, state)
         if state["batch"] is None:
-            state["batch"] = await self.client.patiently(lambda: self.made(state["file"]), "makes no batch", again)
+            looks = itertools.count(int(not new))
+            try:
+                state["batch"] = await self.client.patiently(
+                    lambda: self.made(state["file"], next(looks) == 0), "makes no batch", again
+                )
+            except Refused:
+                if await self.deleted([state["file"]]):
+                    self.forget(path)
+                raise
             write_json(path, state)
         if state["kept"] is None:
             batch = await self.ended(state["batch"], again)
@@ -149,34 +166,50 @@ class Batches:
             errors = (batch.errors.data if batch.errors else None) or []
             why = one_line(errors[0].message or "") if errors else "no reason given"
             write_json(path, state := state | {"kept": files, "failed": why if batch.status == "failed" else None})
-        for name in (state["file"], *state["kept"]):
-            try:
-                await self.client.patiently(lambda name=name: self.remote.files.delete(name), "keeps a file", "")
-            except EndpointError as error:
-                say(f"  {name} has our requests in it, pictures too: delete it there ({error})")
-        path.with_suffix(".jsonl").unlink(missing_ok=True)
-        path.unlink()
+        if await self.deleted([state["file"], *state["kept"]]):
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
+            path.unlink()
         if state["failed"] is not None:
             advice = f"mend that, or set {self.endpoint.tariff.section}.batch=0, and run the same command again"
             raise self.client.unusable(f"batch {state['batch']} failed: {state['failed']}", advice)
 
-    async def uploaded(self, path: Path, new: bool) -> str:
-        """The file of a batch there, by its name if it was uploaded before we were killed."""
+    async def deleted(self, files: list[str]) -> bool:
+        """Delete files there; whether nothing more can be done: one that the endpoint keeps is named, and only where it
+        could not be reached another try makes sense."""
+        over = True
+        for name in files:
+            try:
+                await self.client.patiently(lambda name=name: self.remote.files.delete(name), "keeps a file", "")
+            except EndpointError as error:
+                refused = isinstance(error, Refused)
+                over = over and refused
+                if not (refused and error.status == GONE):
+                    say(f"  {name} has our requests in it, pictures too: delete it there ({error})")
+        return over
+
+    async def uploaded(self, path: Path, new: bool) -> str | None:
+        """The file of a batch there, by its name if it was uploaded before we were killed. None where it was not, and
+        nobody wants batches any more."""
         requests_file = path.with_suffix(".jsonl")
         if not new:
             async for known in self.remote.files.list(purpose="batch"):
                 if known.filename == requests_file.name:
                     return known.id
+            if not self.endpoint.tariff.batch or not requests_file.exists():
+                return None
         return self.identified(await self.remote.files.create(file=requests_file, purpose="batch")).id
 
-    async def made(self, file: str) -> str:
-        """The batch of a file, which is looked for first: one whose making we did not hear of is paid all the same."""
-        async for batch in self.remote.batches.list(limit=100):
-            if batch.input_file_id == file:
-                return batch.id
+    async def made(self, file: str, new: bool) -> str:
+        """The batch of a file. One whose making we may not have heard of is paid all the same, and looked for first."""
+        for pause in () if new else LOOKS:
+            await asyncio.sleep(pause)
+            async for batch in self.remote.batches.list(limit=100):
+                if batch.input_file_id == file:
+                    return batch.id
         made = self.remote.batches.create(
-            input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
-        )
+            input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h",
+            extra_headers={"Idempotency-Key": file},
+        )  # fmt: skip
         return self.identified(await made).id
 
     async def ended(self, name: str, again: str) -> Any:
@@ -204,17 +237,25 @@ class Batches:
         return reply
 
     def keep(self, path: Path, state: dict, answers: str, status: str) -> None:
-        """Answers into the cache, costs into the account; twice is once. Lines that cannot be read answer nothing."""
+        """Answers into the cache, costs into the account; twice is once. Lines that cannot be read answer nothing;
+        raises EndpointError where none can, as of a page in the place of the answers."""
         found = {}
         for line in filter(None, map(str.strip, answers.split("\n"))):
             try:
                 key, choices, used, outcome = read_line(line)
             except Malformed:
                 continue
-            if key in state["most"]:
-                found[key] = (used, outcome)
+            if key not in state["most"] or found.get(key, (None, ""))[1] == "answered":
+                continue
+            if outcome == "answered":
                 if len(choices) == self.sampling.n and any(not choice.error for choice in choices):
                     self.cache.put(key, choices)
+                else:
+                    outcome = "refused or incomplete"
+            found[key] = (used, outcome)
+        if answers.strip() and not found:
+            raise self.client.unusable(f"nobody can read the answers of batch {state['batch']}", "run the same command "
+                                       f"again, or delete {path} to ask, and pay, anew")  # fmt: skip
         tariff, entries = self.endpoint.tariff, []
         for key, most in state["most"].items():
             used, outcome = found.get(key, (None, "lost") if status == "completed" else ((0, 0), status))
@@ -254,7 +295,9 @@ def read_line(text: str) -> tuple[str, list[Choice], tuple[int, int] | None, str
         line = json.loads(text)
         key, response = line["custom_id"], line.get("response") or {}
         code, body = response.get("status_code"), response.get("body")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not isinstance(key, str):
+            raise TypeError("no name")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Malformed(f"no line of a batch: {text[:60]!r}") from error
     if code != 200:
         return key, [], (0, 0), f"HTTP {code}" if code else "no answer"

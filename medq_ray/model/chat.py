@@ -48,7 +48,11 @@ class EndpointError(RuntimeError):
 
 
 class Refused(EndpointError):
-    """It has answered that it will not do this."""
+    """It has answered, with an HTTP status, that it will not do this."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class Down(RuntimeError):
@@ -146,7 +150,7 @@ def read_bill(body: str) -> tuple[list[Choice], tuple[int, int] | None]:
         choices = [read_choice(choice, facts) for choice in sorted(data["choices"], key=lambda c: c.get("index", 0))]
         if len(choices) == 1 and choices[0].tokens is None:
             choices = [replace(choices[0], tokens=whole(usage.get("completion_tokens")))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Malformed(f"no chat completion: {body[:60]!r}") from error
     if not choices:
         raise Malformed("no choices")
@@ -372,11 +376,14 @@ class Client:
                 return await call()
             except openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}: {one_line(error.message)}"
-                if error.status_code < 500 and error.status_code not in RETRIED_STATUS:
-                    raise Refused(str(self.unusable(f"{failing} ({reason})", advice))) from error
+                if error.status_code not in RETRIED_STATUS and (error.status_code < 500 or error.status_code == 501):
+                    said = str(self.unusable(f"{failing} ({reason})", advice))
+                    raise Refused(said, error.status_code) from error
                 wait = max(wait, _retry_after(error))
             except openai.APIConnectionError as error:
                 reason = f"no connection: {one_line(error.__cause__ or error)}"
+            except (ValueError, AttributeError) as error:  # the library takes half a reply, or a page, for a whole one
+                reason = f"no reply of an API: {one_line(error)}"
             if time.monotonic() - began + wait > self.endpoint.patience:
                 raise self.unusable(f"{failing} ({reason})", advice)
             await asyncio.sleep(wait)

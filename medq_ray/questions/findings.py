@@ -38,25 +38,27 @@ MODALITIES = {
 }  # fmt: skip
 NAMED = {name: re.compile(rf"\b(?:{MODALITIES[name]})\b", re.IGNORECASE) for name in MODALITY_NAMES}
 LEVELS = {
-    "mild": re.compile(r"\b(?:mild|slight|minor|minimal|subtle)(?:ly)?\b", re.IGNORECASE),
-    "severe": re.compile(r"\b(?:severe|strong|heavy|marked|pronounced|substantial)(?:ly)?\b", re.IGNORECASE),
+    "mild": r"(?:mild|slight|minor|minimal|subtle)(?:ly)?",
+    "severe": r"(?:severe|strong|heavy|marked|pronounced|substantial)(?:ly)?",
 }
-DOUBTED = re.compile(
-    r"n't\b|\b(?:no|not|none|nor|never|neither|without|absen\w+|free|lack\w*|hardly|barely|cannot|instead|rather|unlike"
-    r"|exclu\w+|remov\w+|correct\w*|avoid\w*|prevent\w*|suppress\w*|reduc\w+|less|low|little|if|may|might|could|would"
-    r"|possib\w+|question\w*|almost|nearly|previous\w*|earlier|other)\b",
-    re.IGNORECASE,
-)
-"""Words beside which a degradation may be anything but a finding."""
+DEGREE = "|".join(LEVELS.values())
+NAMES = rf"(?:{ANY})(?:(?:,| and|, and) (?:(?:{DEGREE}) )?(?:{ANY}))*"
+LEAD = r"\W*(?:(?:and|with|there (?:is|are)|it has|it shows|the image has|the image shows)\W+)*"
+TAIL = r"(?: arte?facts?)?(?: (?:is|are))?(?: (?:visible|seen|present))?\W*"
+FOUND = re.compile(rf"{LEAD}(?:{DEGREE}) {NAMES}{TAIL}", re.IGNORECASE)
+"""A statement that degradations are there, each with a degree, and nothing else."""
 DENIED = re.compile(
-    r"\W*(?:(?:and|but|there (?:is|are)|it has|with)\W+)?(?:no|without(?: any)?)"
-    rf"(?: (?:visible|obvious|apparent|clear))? (?:{ANY})(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*"
-    r"(?: arte?facts?)?(?: (?:is|are))?"
-    r"(?: (?:visible|seen|present))?\W*",
+    rf"{LEAD}(?:no|without(?: any)?)(?: (?:visible|obvious|apparent|clear))?"
+    rf" (?:{ANY}|degradations?|arte?facts?)(?:(?:,| or| nor| and|, or|, nor|, and) (?:{ANY}))*{TAIL}",
     re.IGNORECASE,
 )
-"""A clause that denies degradations and says nothing else."""
-CLAUSES = re.compile(r"[.;:!?\n]|\b(?:but|however|although|though|despite|while|yet|whereas)\b", re.IGNORECASE)
+"""A statement that degradations are not there, and nothing else."""
+WATCHED = re.compile(
+    rf"\b(?:{ANY}|{DEGREE}|arte?facts?|degrad\w+)\b|n't\b|\b(?:no|not|none|nor|never|neither|without|absen\w+|nothing|zero"
+    r"|free|lack\w*|hardly|barely|cannot|negative|deni\w+|unlikely|doubt\w*|fail\w*|ruled)\b|[?:]",
+    re.IGNORECASE,
+)
+"""What makes any other statement one that leaves a doubt."""
 VERDICT = re.compile(
     r"(?:overall,? )?the (?:overall )?quality of (?:this|the)(?: [\w-]+){1,3} is "
     rf"['\"*]*({'|'.join(GRADES)})['\"*]*\.?",
@@ -68,18 +70,24 @@ VERDICT = re.compile(
 class Findings:
     """What a description commits itself to."""
 
-    degradations: frozenset[str]
-    severity: str
-    """Of the worst degradation; 'none' without any."""
+    degrees: frozenset[tuple[str, str]]
+    """(degradation, mild | severe)"""
     grade: str
     modality: str | None
     """None where it names none, or several."""
 
+    @property
+    def degradations(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.degrees)
+
+    @property
+    def severity(self) -> str:
+        """Of the worst degradation; 'none' without any."""
+        return max((degree for _, degree in self.degrees), key=SEVERITIES.index, default="none")
+
     def same(self, other: "Findings") -> bool:
         """Whether both call the image the same; a modality that one does not name is no difference."""
-        return (self.degradations, self.severity, self.grade) == (
-            other.degradations, other.severity, other.grade
-        ) and not self.contradicts(other)  # fmt: skip
+        return (self.degrees, self.grade) == (other.degrees, other.grade) and not self.contradicts(other)
 
     def contradicts(self, other: "Findings") -> bool:
         """Whether they speak of images of different modalities."""
@@ -96,31 +104,35 @@ def verdict_of(text: str) -> tuple[str, str | None]:
 def read_findings(text: str) -> Findings | None:
     """The findings of a description, None where it cannot be read.
 
-    It must end in a verdict (`verdict_of`). Each clause or part between commas that names a degradation must either
-    give its degree and have none of the words of DOUBTED in it, which makes it a finding, or deny it in one of the
-    forms of DENIED; of a text with any other mention nothing is read. Nor is it where verdict and findings do not go
-    together: severe findings and 'good', none and another grade than 'good'.
+    It must end in a verdict (`verdict_of`). Before that each clause must deny degradations (DENIED) and nothing else, or
+    each of its parts between commas state that some are there (FOUND) and nothing else, or have nothing to do with
+    either: of a text in which any other part has one of the words of WATCHED, nothing is read. Nor is it where verdict and findings do
+    not go together: severe findings and 'good', none and another grade than 'good', one degradation in two degrees.
     """
     last, grade = verdict_of(text)
     if grade is None:
         return None
-    said = text.strip().removesuffix(last)
-    found: dict[str, str] = {}
-    for clause in CLAUSES.split(said):
-        if DENIED.fullmatch(clause):
-            continue
-        for part in clause.split(","):
-            names = [name for name, words in SAID.items() if words.search(part)]
-            degrees = [level for level, words in LEVELS.items() if words.search(part)]
-            if names and not DENIED.fullmatch(part):
-                if len(degrees) != 1 or DOUBTED.search(part):
-                    return None
-                found |= dict.fromkeys(names, degrees[0])
-    severity = max(found.values(), key=SEVERITIES.index, default="none")
-    if (severity == "severe" and grade == GRADES[0]) or (not found and grade != GRADES[0]):
-        return None
+    found: set[tuple[str, str]] = set()
+    for clause in re.split(r"[.;!\n]|\bbut\b", text.strip().removesuffix(last)):
+        for part in () if DENIED.fullmatch(clause) else clause.split(","):
+            if FOUND.fullmatch(part):
+                found |= stated(part)
+            elif WATCHED.search(part):  # a denial too: nobody knows how far down a list it reaches
+                return None
     named = [name for name, words in NAMED.items() if words.search(text)]
-    return Findings(frozenset(found), severity, grade, named[0] if len(named) == 1 else None)
+    findings = Findings(frozenset(found), grade, named[0] if len(named) == 1 else None)
+    contrary = (findings.severity == "severe" and grade == GRADES[0]) or (not found and grade != GRADES[0])
+    return None if contrary or len(findings.degradations) < len(found) else findings
+
+
+def stated(part: str) -> set[tuple[str, str]]:
+    """(degradation, degree) of each that a FOUND statement names; one without a degree of its own has that before."""
+    found, degree = set(), ""
+    for word in re.finditer(rf"\b(?:{DEGREE})\b|\b(?:{ANY})\b", part, re.IGNORECASE):
+        level = next((name for name, words in LEVELS.items() if re.fullmatch(words, word[0], re.IGNORECASE)), None)
+        degree = level or degree
+        found |= {(name, degree) for name, words in SAID.items() if words.fullmatch(word[0])} if level is None else set()
+    return found
 
 
 def overlap(first: str, second: str) -> float:

@@ -41,7 +41,8 @@ def errors(run: RunFiles) -> list[dict]:
 
 
 def wrong(question: dict, label: str, truth: dict[str, dict]) -> bool | None:
-    """Whether a label is wrong, None where the truth of its image is not known or no answer is right."""
+    """Whether a label is wrong, None where the truth of its image is not known, no answer is right, or nobody can tell.
+    """
     known, second = truth.get(question["image_id"]), truth.get(question.get("second_id") or "")
     if known is None:
         return None
@@ -49,7 +50,8 @@ def wrong(question: dict, label: str, truth: dict[str, dict]) -> bool | None:
         right = gold(question, known, second)
     except ValueError:
         return None
-    return not says_same(question["kind"], label, right, len(question["options"]))
+    same = says_same(question["kind"], label, right, len(question["options"]))
+    return None if same is None else not same
 
 
 def compared(oracle: list[tuple[str, bool]], trained: list[tuple[str, bool]]) -> dict:

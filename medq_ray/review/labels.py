@@ -18,8 +18,8 @@ def meaning(question: dict, label: str) -> str:
     if found is None:
         fields = ("", " ".join(label.replace("|", " ").split()), "", verdict_of(label)[1])
     else:
-        named = ",".join(sorted(found.degradations)) or "none"
-        fields = (found.modality or question["modality"], named, found.severity, found.grade)
+        names, degrees = zip(*sorted(found.degrees), strict=True) if found.degrees else (("none",), ("none",))
+        fields = (found.modality or question["modality"], ",".join(names), ",".join(degrees), found.grade)
     return "|".join(fields)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medq_ray.config import Config
-from medq_ray.console import progress
+from medq_ray.console import progress, say
 from medq_ray.review.handover import export, fill
 
 if TYPE_CHECKING:
@@ -37,19 +37,22 @@ def review(run_dir: Path, *, config: Config, iteration: int, wait: bool) -> dict
             await_people(queue, iteration, items)
         elif left := items - done(queue, iteration):
             raise AwaitingReview(f"awaiting review: {left:,} items of iteration {iteration} in {store.address}; when "
-                                 "they are done, the same command goes on (--wait waits for it)")  # fmt: skip
+                                 "they are done, the same command goes on (`medq run --wait` waits)")  # fmt: skip
         return export(store, run_dir, iteration)
     finally:
         store.close()
 
 
 def await_people(queue: "Queue", iteration: int, items: int) -> None:
-    """Return when every item is done; shows how many are."""
+    """Return when every item is done; shows how many are. A store that cannot be reached may come back."""
     with progress(items, "review", unit="item") as bar:
-        while (now := done(queue, iteration)) < items:
-            bar.update(now - bar.n)
-            time.sleep(POLL)
-        bar.update(now - bar.n)
+        while bar.n < items:
+            try:
+                bar.update(done(queue, iteration) - bar.n)
+            except ConnectionError as error:
+                say(f"  {error}; looking again")
+            if bar.n < items:
+                time.sleep(POLL)
 
 
 def done(queue: "Queue", iteration: int) -> int:

@@ -69,7 +69,8 @@ def test_a_batch_holds_what_the_budget_and_its_size_allow(asked, tmp_path, monke
 
 
 @pytest.fixture
-def endpoint() -> Iterator[BatchStub]:
+def endpoint(monkeypatch) -> Iterator[BatchStub]:
+    monkeypatch.setattr(batch_module, "LOOKS", (0.0, 0.3, 0.6))
     with running() as stub:
         yield stub
 
@@ -108,7 +109,7 @@ def test_one_batch_is_one_batch(endpoint, asked, tmp_path):
 
 
 def test_a_batch_whose_making_was_not_heard_of_is_found(endpoint, asked, tmp_path):
-    endpoint.lose_makings = 1
+    endpoint.lose_makings, endpoint.listed_after = 1, 0.8
     ask_five(endpoint, tmp_path, asked)
     assert len(endpoint.batches) == 1 and money(tmp_path) == pytest.approx(billed(endpoint))
     assert_clean(endpoint, tmp_path)
@@ -120,12 +121,24 @@ def test_an_outage_is_sat_out(endpoint, asked, tmp_path):
     assert len(endpoint.batches) == 1
 
 
+@pytest.mark.parametrize("path", ["/files", "/batches", "/content"])
+def test_a_page_of_maintenance_costs_nothing(endpoint, asked, tmp_path, path):
+    endpoint.page, endpoint.pages = path, 1
+    with pytest.raises(EndpointError, match="neither file nor batch|nobody can read the answers"):
+        ask_five(endpoint, tmp_path, asked)
+    table = ask_five(endpoint, tmp_path, asked)
+    assert table["text"].to_pylist() == ["A"] * 4 and endpoint.asked["answered"] == 4 and len(endpoint.batches) == 1
+    assert_clean(endpoint, tmp_path)
+
+
 BAD = ["<html>", "[]", "{}", '{"custom_id": "k0", "response": "text"}', '{"custom_id": "stranger", "response": null}',
-       '{"custom_id": "x", "response": {"status_code": 200, "body": {}}}', "", '{"custom_id": ']  # fmt: skip
+       '{"custom_id": "x", "response": {"status_code": 200, "body": {}}}', "", '{"custom_id": ',
+       '{"custom_id": [], "response": null}', "[" * 100_000, '{"custom_id": "%s", "response": null}']  # fmt: skip
+"""The last names the first request that is answered, in each batch."""
 
 
 def test_lines_that_nobody_can_read_spoil_no_others(endpoint, asked, tmp_path, capsys):
-    endpoint.lines, endpoint.skip = BAD, 1
+    endpoint.lines, endpoint.after, endpoint.skip = BAD[:-1], BAD[-1:], 1
     table = ask_five(endpoint, tmp_path, asked)
     assert table["text"].to_pylist() == ["A"] * 4
     assert endpoint.asked["POST /chat/completions"] == 2  # a look whether it is there, and the one that was left out
@@ -150,14 +163,27 @@ def test_a_failed_batch_says_why_in_one_line_and_costs_nothing(endpoint, asked, 
     assert_clean(endpoint, tmp_path)
 
 
-def test_a_page_for_people_is_no_batch(endpoint, asked, tmp_path):
-    endpoint.page = "/files"
-    with pytest.raises(EndpointError, match="answers with neither file nor batch"):
+def test_a_batch_that_is_refused_leaves_nothing(endpoint, asked, tmp_path):
+    endpoint.unmakable = 400
+    with pytest.raises(EndpointError, match="makes no batch"):
         ask_five(endpoint, tmp_path, asked)
+    assert money(tmp_path) == 0
+    assert_clean(endpoint, tmp_path)
+
+
+def test_files_are_deleted_by_the_next_command_where_this_one_could_not(endpoint, asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("medq_ray.model.chat.BACKOFF", 15.0)  # so that its patience ends at once
+    endpoint.undeletable = 503
+    assert ask_five(endpoint, tmp_path, asked)["text"].to_pylist() == ["A"] * 4
+    assert len(endpoint.files) == 2
+    endpoint.undeletable = 0
+    ask_five(endpoint, tmp_path, asked)
+    assert endpoint.asked["answered"] == 4
+    assert_clean(endpoint, tmp_path)
 
 
 def test_files_that_cannot_be_deleted_are_named(endpoint, asked, tmp_path, capsys):
-    endpoint.undeletable = True
+    endpoint.undeletable = 405
     ask_five(endpoint, tmp_path, asked)
     told = said(capsys)
     assert all(f"{name} has our requests in it" in told for name in endpoint.files) and len(endpoint.files) == 2
@@ -173,8 +199,16 @@ def test_the_budget_holds_where_pictures_cost_more_than_anybody_thought(endpoint
     assert table["error"].to_pylist() == [""] * 4
 
 
-STAGES = ("uploaded", "file", "batch", "kept")
-"""Where a kill may hit: before the upload is noted, and after each note."""
+def test_an_image_that_cannot_be_read_teaches_no_price(endpoint, asked, tmp_path):
+    endpoint.picture_tokens = 40_000
+    unreadable_first = [asked[2] | {"key": "a"}, *asked]
+    with pytest.raises(EndpointError, match="raise oracle.max_cost"):
+        ask_five(endpoint, tmp_path, unreadable_first, max_cost=0.16)
+    assert money(tmp_path) <= 0.16
+
+
+STAGES = ("booked", "uploaded", "file", "batch", "kept")
+"""Where a kill may hit: before there is a state, before the upload is noted, and after each note."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -190,16 +224,26 @@ def test_a_kill_pays_nothing_twice_and_leaves_no_file(endpoint, asked, tmp_path,
         if stage == "uploaded" and state["file"]:
             raise Killed
         written(path, state)
-        if stage != "uploaded" and state[stage] is not None:
+        if stage in state and state[stage] is not None:
             raise Killed
+
+    def killing_book(self, path, entries):
+        booked(self, path, entries)
+        if stage == "booked":
+            raise Killed
+
+    booked = Batches.book
+    monkeypatch.setattr(Batches, "book", killing_book)
 
     monkeypatch.setattr(batch_module, "write_json", killing)
     with pytest.raises(Killed):
         ask_five(endpoint, tmp_path, asked)
     monkeypatch.setattr(batch_module, "write_json", written)
+    monkeypatch.setattr(Batches, "book", booked)
     assert ask_five(endpoint, tmp_path, asked, batch=batch)["text"].to_pylist() == ["A"] * 4
-    assert len(endpoint.batches) == 1 and endpoint.asked["answered"] == 4
-    assert money(tmp_path) == pytest.approx(billed(endpoint))
+    alone = 0 if batch or stage != "booked" else 5  # never sent, and no longer wanted: one by one, with a look
+    assert len(endpoint.batches) == (not alone) and endpoint.asked["answered"] == (alone or 4)
+    assert money(tmp_path) == pytest.approx(billed(endpoint, alone))
     assert_clean(endpoint, tmp_path)
 
 

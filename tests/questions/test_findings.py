@@ -4,7 +4,7 @@ import pytest
 
 from medq_ray.questions import describe, read_description
 from medq_ray.questions.findings import Findings, overlap, read_findings
-from medq_ray.schema import DEGRADATIONS, MODALITIES
+from medq_ray.schema import DEGRADATIONS, GRADES, MODALITIES
 
 END = "Overall, the quality of this image is"
 
@@ -14,25 +14,25 @@ def test_every_description_in_the_closed_form_says_the_same(modality):
     for degradation in DEGRADATIONS[modality]:
         for severity in ("mild", "severe"):
             text = describe(modality, degradation, severity)
-            grade = read_description(text)["grade"]
-            assert read_findings(text) == Findings(frozenset({degradation}), severity, grade, modality)
-    assert read_findings(describe(modality, "none", "none")) == Findings(frozenset(), "none", "good", modality)
+            found = read_findings(text)
+            assert found == Findings(frozenset({(degradation, severity)}), read_description(text)["grade"], modality)
+            assert (found.degradations, found.severity) == ({degradation}, severity)
+    clean = read_findings(describe(modality, "none", "none"))
+    assert clean == Findings(frozenset(), "good", modality) and clean.severity == "none"
 
 
-@pytest.mark.parametrize(("text", "degradations", "severity", "grade"), [
-    ("Sharp edges. No motion, ghosting or ring artefacts.", set(), "none", "good"),
-    ("Slight ghosting blurs the edges.", {"blur", "motion"}, "mild", "usable"),
-    ("No visible noise, severe motion.", {"motion"}, "severe", "reject"),
-    ("There is no haze, but there are severe air bubbles.", {"air_bubble"}, "severe", "reject"),
-    ("Mild blur. The air-bubbles are pronounced.", {"air_bubble", "blur"}, "severe", "reject"),
-    ("Severe noise obscures normal anatomy.", {"noise"}, "severe", "reject"),
-    ("Strong specular reflections despite good contrast.", {"specular"}, "severe", "usable"),
-    ("There is no noise. Mild blur.", {"blur"}, "mild", "usable"),
-    ("Mild blur.", {"blur"}, "mild", "good"),
+@pytest.mark.parametrize(("text", "degrees", "grade"), [
+    ("Sharp edges. No motion, ghosting or ring artefacts.", set(), "good"),
+    ("Slight ghosting and blurring.", {("blur", "mild"), ("motion", "mild")}, "usable"),
+    ("There is no haze, but there are severe air bubbles.", {("air_bubble", "severe")}, "reject"),
+    ("Mild blur, severe noise and motion artefacts.", {("blur", "mild"), ("noise", "severe"), ("motion", "severe")}, "reject"),
+    ("It shows mild blur. Pronounced air-bubbles.", {("air_bubble", "severe"), ("blur", "mild")}, "reject"),
+    ("Severe noise, in a knee.", {("noise", "severe")}, "usable"),
+    ("Mild blur.", {("blur", "mild")}, "good"),
 ])  # fmt: skip
-def test_plain_words(text, degradations, severity, grade):
+def test_plain_statements(text, degrees, grade):
     for end in (f"{text} {END} {grade}.", f"{text}\nThe overall quality of the scan is **{grade}**"):
-        assert read_findings(end) == Findings(frozenset(degradations), severity, grade, None)
+        assert read_findings(end) == Findings(frozenset(degrees), grade, None)
 
 
 @pytest.mark.parametrize("said", [
@@ -40,10 +40,17 @@ def test_plain_words(text, degradations, severity, grade):
     "There isn't any severe blur.", "Hardly any mild noise.", "Severe motion artefacts are absent.", "Low noise.",
     "The patient wears a wedding ring.", "Two-fold magnification.", "Severe motion is well visible.", "Noise is low.",
     "If there were severe motion, it would show.", "Severe motion was removed.", "Mild to severe blur.",
-    "No noise, motion or haze, and the blur is there.",
+    "No noise, motion or haze, and the blur is there.", "Severe motion is ruled out.", "Zero severe noise.",
+    "I doubt severe motion.", "Nothing suggests severe motion.", "Negative for severe motion.", "Severe motion? No.",
+    "I looked for severe motion and found nothing.", "Severe noise fails to appear.", "It escaped severe motion.",
+    "Severe motion was expected.", "Severe motion, however, is absent.", "Severe noise: no.", "Non-severe motion.",
+    "Severe motion, which is common in MRI, is not seen here.", "Severe motion\nis absent.", "Absent: severe motion.",
+    "None of the following is present: mild blur, mild noise.", "No artefacts, severe motion, mild blur.",
+    "The severe lesion shows noise.", "Mild ring enhancement of the lesion.", "Mild blur. Severe blur.",
 ])  # fmt: skip
 def test_what_is_in_doubt_is_not_read(said):
-    assert read_findings(f"{said} {END} good.") is None
+    for grade in GRADES:
+        assert read_findings(f"{said} {END} {grade}.") is read_findings(f"Mild haze. {said} {END} {grade}.") is None
 
 
 @pytest.mark.parametrize("text", [

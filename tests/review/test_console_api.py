@@ -99,7 +99,8 @@ def test_the_whole_of_a_reading(address, pictures):
 
 @pytest.mark.parametrize("path", READS + WRITES)
 def test_nobody_gets_anything_without_a_token(room, path):
-    for headers in ({}, {"authorization": "Bearer ann.x"}, {"authorization": "Basic YTpi"}, {"cookie": "medq_session=x.9.y"}):
+    for headers in ({}, {"authorization": "Bearer ann.x"}, {"authorization": "Basic YTpi"},
+                    {"cookie": f"{COOKIE}=x.9.y"}):  # fmt: skip
         ask = room.client().get if path in READS else room.client().post
         error(ask(path, headers=headers), 401)
     assert room.logged("refused")[-1]["detail"].startswith(f"401 {'GET' if path in READS else 'POST'} {path}")
@@ -177,7 +178,7 @@ def test_guessing_is_slowed_down_by_name_and_by_address(room):
     for _ in range(PER_NAME):
         assert stranger.post("/login", data={"token": "ann.guess"}).status_code == 401
     assert stranger.post("/login", data={"token": "ann.guess"}).status_code == 429
-    assert stranger.post("/login", data={"token": room.tokens["ann"]}).status_code == 429  # not even with the right one
+    assert stranger.post("/login", data={"token": room.tokens["ann"]}).status_code == 429  # though it is right
     assert stranger.post("/login", data={"token": room.tokens["ben"]}).status_code == 303
     for n in range(PER_ADDRESS - PER_NAME):
         error(room.client().get("/api/me", headers={"authorization": f"Bearer n{n}.x"}), 401)
@@ -261,8 +262,8 @@ def test_an_image_that_is_gone_is_told_without_its_path(room, tmp_path):
 
 
 def test_script_stays_text(tmp_path, pictures):
-    pieces = [piece(n, "description", "mri", pictures, reads=2, label=f"{SCRIPT} Overall, the quality of this image is good.")
-              for n in range(3)]  # fmt: skip
+    label = f"{SCRIPT} Overall, the quality of this image is good."
+    pieces = [piece(n, "description", "mri", pictures, reads=2, label=label) for n in range(3)]
     room = Room(tmp_path / "review.db", pieces)
     ann, ben, lea = (room.client(name) for name in ("ann", "ben", "lea"))
     item = ann.post("/api/next").json()
@@ -271,8 +272,8 @@ def test_script_stays_text(tmp_path, pictures):
     assert item["notes"][0]["reason"] == SCRIPT and SCRIPT in item["before"]
     ben.post(f"/api/leases/{item['token']}/verdict", json={"action": "reject", "reason": SCRIPT, "seconds": 1})
     item = ann.post("/api/next").json()
-    after = f"{SCRIPT} Severe motion. Overall, the quality of this image is reject."
-    assert ann.post(f"/api/leases/{item['token']}/verdict", json={"action": "edit", "after": after, "seconds": 1}).json()["counts"]
+    body = {"action": "edit", "after": f"{SCRIPT} Severe motion. Overall, the quality of this image is reject."}
+    assert ann.post(f"/api/leases/{item['token']}/verdict", json=body | {"seconds": 1}).json()["counts"]
     ann.post(f"/api/leases/{ann.post('/api/next').json()['token']}/skip", json={"reason": SCRIPT, "seconds": 1})
     for path in ("/api/stats", "/api/progress"):
         assert lea.get(path).headers["content-type"] == "application/json"

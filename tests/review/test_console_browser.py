@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from reading_room import KINDS, MODALITIES, draw, furnish, piece
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver.common.actions.mouse_button import MouseButton
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -21,6 +24,15 @@ from medq_ray.review.store import Store
 pytestmark = pytest.mark.e2e
 SCRIPT = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 PATIENCE = 30
+SLOWEST = 500
+"""Milliseconds from a key to the next image, the verdict being stored in between: 25 to 240 were seen on two cores with
+a load of 4."""
+STOPWATCH = """
+    window.waits = [];
+    document.addEventListener("keydown", () => (window.pressed = performance.now()), {capture: true});
+    new MutationObserver(() => document.body.dataset.shown && window.waits.push(performance.now() - window.pressed))
+      .observe(document.body, {attributeFilter: ["data-shown"]});
+"""
 SMALLEST = 44
 """CSS pixels of a side of a button that a finger finds."""
 
@@ -155,9 +167,13 @@ def test_ten_items_by_keyboard_alone(desk, pictures, artefacts):
     assert at.give("a") == "5"
     assert at.give("u") == "4"  # a description: accepted too early, accepted again
     assert at.give("a") == "5"
+    at.browser.execute_script(STOPWATCH)
     for number in range(5, 11):
         assert at.shown() == str(number)
         at.give("a")
+    waits = at.browser.execute_script("return window.waits")
+    (artefacts / "milliseconds.json").write_text(json.dumps(waits))
+    assert len(waits) == 6 and statistics.median(waits) < SLOWEST
     at.await_text("#left", "10 of 12 done · 2 to read")
     assert "an hour · median" in at.text("#pace")
     done = subprocess.run([sys.executable, "-m", "medq_ray.cli", "review", "stats", "--json", "--store", str(at.store)],
@@ -218,11 +234,11 @@ def test_every_control_has_a_name_and_is_large_enough_for_a_finger(desk, picture
                 assert control.accessible_name, control.get_attribute("outerHTML")
                 if control.tag_name in ("button", "a"):
                     assert control.size["height"] >= SMALLEST and control.size["width"] >= SMALLEST, control.text
+        at.press(Keys.ESCAPE)
         for selector in ("#accept", "#undo", "#status", "#question"):
             box = at.browser.find_element(By.CSS_SELECTOR, selector).rect
             assert box["y"] + box["height"] <= height and box["x"] + box["width"] <= width
         assert at.browser.execute_script("return document.documentElement.scrollWidth") <= width
-        at.press(Keys.ESCAPE)
         at.press("?")
         assert at.browser.find_element(By.ID, "help").is_displayed()
         at.browser.save_screenshot(artefacts / f"keys-{width}x{height}.png")
@@ -256,8 +272,35 @@ def test_the_view_changes_and_is_reset(desk, pictures, artefacts):
     at.press(Keys.SHIFT, Keys.ARROW_UP)
     assert "level 205" in view()
     at.press("0")
+    canvas = at.browser.find_element(By.TAG_NAME, "canvas")
+    drag = ActionChains(at.browser).move_to_element(canvas)
+    drag.key_down(Keys.SHIFT).click_and_hold().move_by_offset(40, -20).release().key_up(Keys.SHIFT).perform()
+    assert "level 138, window 295" in view()
+    drag = ActionChains(at.browser).move_to_element(canvas)
+    drag.w3c_actions.pointer_action.pointer_down(button=MouseButton.RIGHT)
+    drag.w3c_actions.pointer_action.move_by(-40, 20).pointer_up(button=MouseButton.RIGHT)
+    drag.perform()
+    assert view() == fitted and mean() == grey
+    ActionChains(at.browser).move_to_element(canvas).click_and_hold().move_by_offset(300, 0).release().perform()
+    assert view() == fitted and mean() < grey  # half of it is outside
+    at.press("0")
+    ActionChains(at.browser).scroll_from_origin(ScrollOrigin.from_element(canvas), 0, -100).perform()
+    assert int(view().split(" %")[0]) > int(fitted.split(" %")[0])
+    at.press("0")
     at.press("+")
     assert int(view().split(" %")[0]) == pytest.approx(1.25 * int(fitted.split(" %")[0]), rel=0.02)
+
+
+def test_what_cannot_be_seen_cannot_be_accepted(desk, pictures):
+    pieces = [piece(n, "how", "ct", pictures) for n in range(2)]
+    pieces[0]["payload"]["images"] = ["/nowhere.png"]
+    at = desk(pieces, {"ann": "reviewer"})
+    at.log_in("ann")
+    assert "image 0 of item 1 cannot be read" in at.text("#panes")
+    for key in "aer":
+        at.press(key)
+    assert at.shown() == "1" and not at.browser.find_element(By.ID, "sheet").text
+    assert at.give("s", "3") == "2"
 
 
 def test_script_in_every_text_stays_text(desk, pictures, tmp_path):

@@ -1,6 +1,7 @@
 // Elements from data. Text becomes text nodes, never markup.
 
-/** element("p", {class: "soft", hidden: true}, "text", child): false and undefined attributes and children are left out. */
+/** element("p", {class: "soft", click: act}, "text", child): functions are listeners; what is false or undefined is
+ *  left out. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

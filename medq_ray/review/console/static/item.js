@@ -11,8 +11,8 @@ export function showItem(item) {
   const { question, fields } = item;
   byId("question").textContent = question.text;
   byId("stage").hidden = item.stage !== "adjudicate";
-  const by = item.facts.simulated ? "the simulated oracle" : item.facts.labelled_by === "self" ? "the model itself" : "the oracle";
-  byId("by").textContent = `Proposed by ${by}`;
+  const oracle = item.facts.simulated ? "the simulated oracle" : "the oracle";
+  byId("by").textContent = `Proposed by ${item.facts.labelled_by === "self" ? "the model itself" : oracle}`;
   byId("before").hidden = !fields && item.choice !== null;
   byId("before").textContent = item.before || "(empty)";
   byId("options").replaceChildren(

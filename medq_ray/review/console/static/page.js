@@ -67,7 +67,6 @@ async function show(entry) {
   const { item, pictures } = entry;
   showItem(item);
   showContext(item);
-  byId("accept").disabled = !item.fields && item.choice === null;
   byId("scroll").scrollTop = 0;
   byId("question").focus({ preventScroll: true });
   clock.start(memory.recall(item.token).seconds);
@@ -76,8 +75,11 @@ async function show(entry) {
   }
   try {
     viewer.show(await pictures, item.question.text);
+    byId("accept").disabled = !item.fields && item.choice === null; // not in a form that could be trained on
   } catch (error) {
-    viewer.tell(error instanceof Refused ? error.message : "This image cannot be decoded: skip the item.");
+    const why = error instanceof Refused ? error.message : "the image cannot be decoded";
+    viewer.tell(`There is nothing to see: ${why}. Skip the item, or flag it.`);
+    ["accept", "edit", "reject"].forEach((id) => (byId(id).disabled = true));
   }
   document.body.dataset.shown = item.item_id;
 }
@@ -149,14 +151,6 @@ function ask(action) {
   open(reasonForm(action, send, close));
 }
 
-function accept() {
-  if (byId("accept").disabled) {
-    say("This label cannot be read: edit or reject it.", "bad");
-  } else {
-    verdict("accept");
-  }
-}
-
 function undo() {
   return alone(async () => {
     keepTime();
@@ -186,6 +180,8 @@ function lookAgain() {
     if (entry) {
       await show(entry);
       say("There is something to read again.", "good");
+    } else {
+      showProgress();
     }
   });
 }
@@ -197,10 +193,9 @@ function toggleWindowing() {
 
 const LEVELS = { ArrowUp: [10, 0], ArrowDown: [-10, 0], ArrowLeft: [0, -10], ArrowRight: [0, 10] };
 const PANS = { ArrowUp: [0, STEP], ArrowDown: [0, -STEP], ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0] };
-const onItem = (act) => () => queue.current && act();
 const ACTIONS = {
-  accept: onItem(accept), edit: onItem(edit), undo,
-  reject: onItem(() => ask("reject")), skip: onItem(() => ask("skip")), flag: onItem(() => ask("flag")),
+  accept: () => verdict("accept"), edit, undo,
+  reject: () => ask("reject"), skip: () => ask("skip"), flag: () => ask("flag"),
   closer: () => viewer.zoom(1.25), farther: () => viewer.zoom(0.8), reset: () => viewer.reset(),
   invert: () => viewer.invert(), windowing: toggleWindowing,
   keys: () => byId("help").showModal(), leave,
@@ -224,12 +219,16 @@ function pressed(event) {
   const preset = !byId("presets").hidden && PRESETS[Number(event.key) - 1];
   if (event.key in LEVELS) {
     event.preventDefault();
-    (event.shiftKey ? viewer.level(...LEVELS[event.key]) : viewer.pan(...PANS[event.key]));
+    if (event.shiftKey) {
+      viewer.level(...LEVELS[event.key]);
+    } else {
+      viewer.pan(...PANS[event.key]);
+    }
   } else if (preset) {
     viewer.window(preset);
   } else if (event.key.toLowerCase() in KEYS) {
     event.preventDefault();
-    ACTIONS[KEYS[event.key.toLowerCase()]]();
+    byId(KEYS[event.key.toLowerCase()]).click(); // which does nothing where the button is disabled
   }
 }
 

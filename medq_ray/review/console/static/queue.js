@@ -42,7 +42,7 @@ export class Queue {
     }
   }
 
-  /** The item of the last verdict, which is on the screen again, before what was there; null when colleagues have it. */
+  /** The item of the last verdict, before what is on the screen now; null when colleagues have it. */
   async undo() {
     const item = await post("/api/undo");
     if (item === null) {
@@ -54,7 +54,7 @@ export class Queue {
     return this.current;
   }
 
-  /** The sign of life; whether the current item is still ours. */
+  /** The sign of life for all of them; whether the current one is still ours. */
   async renew() {
     const { current } = this;
     const ours = await Promise.all(
