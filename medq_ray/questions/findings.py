@@ -54,8 +54,8 @@ DENIED = re.compile(
 )
 """A statement that degradations are not there, and nothing else."""
 WATCHED = re.compile(
-    rf"\b(?:{ANY}|{DEGREE}|arte?facts?|degrad\w+)\b|n't\b|\b(?:no|not|none|nor|never|neither|without|absen\w+|nothing|zero"
-    r"|free|lack\w*|hardly|barely|cannot|negative|deni\w+|unlikely|doubt\w*|fail\w*|ruled)\b|[?:]",
+    rf"\b(?:{ANY}|{DEGREE}|arte?facts?|degrad\w+)\b|n't\b"
+    r"|\b(?:no|not|none|nor|never|neither|without|absen\w+|nothing|zero|free|lack\w*|hardly|barely|cannot|negative|deni\w+|unlikely|doubt\w*|fail\w*|ruled)\b|[?:]",
     re.IGNORECASE,
 )
 """What makes any other statement one that leaves a doubt."""
