@@ -55,7 +55,8 @@ DENIED = re.compile(
 """A statement that degradations are not there, and nothing else."""
 WATCHED = re.compile(
     rf"\b(?:{ANY}|{DEGREE}|arte?facts?|degrad\w+)\b|n't\b"
-    r"|\b(?:no|not|none|nor|never|neither|without|absen\w+|nothing|zero|free|lack\w*|hardly|barely|cannot|negative|deni\w+|unlikely|doubt\w*|fail\w*|ruled)\b|[?:]",
+    r"|\b(?:no|not|none|nor|never|neither|without|absen\w+|nothing|zero|free|lack\w*|hardly|barely|cannot|negative"
+    r"|deni\w+|unlikely|doubt\w*|fail\w*|ruled)\b|[?:]",
     re.IGNORECASE,
 )
 """What makes any other statement one that leaves a doubt."""
@@ -104,10 +105,11 @@ def verdict_of(text: str) -> tuple[str, str | None]:
 def read_findings(text: str) -> Findings | None:
     """The findings of a description, None where it cannot be read.
 
-    It must end in a verdict (`verdict_of`). Before that each clause must deny degradations (DENIED) and nothing else, or
-    each of its parts between commas state that some are there (FOUND) and nothing else, or have nothing to do with
-    either: of a text in which any other part has one of the words of WATCHED, nothing is read. Nor is it where verdict and findings do
-    not go together: severe findings and 'good', none and another grade than 'good', one degradation in two degrees.
+    It must end in a verdict (`verdict_of`). Before that each clause must deny degradations (DENIED) and nothing else,
+    or each of its parts between commas state that some are there (FOUND) and nothing else, or have nothing to do with
+    either: of a text in which any other part has one of the words of WATCHED, nothing is read. Nor is it where verdict
+    and findings do not go together: severe findings and 'good', none and another grade than 'good', one degradation in
+    two degrees.
     """
     last, grade = verdict_of(text)
     if grade is None:
@@ -129,9 +131,9 @@ def stated(part: str) -> set[tuple[str, str]]:
     """(degradation, degree) of each that a FOUND statement names; one without a degree of its own has that before."""
     found, degree = set(), ""
     for word in re.finditer(rf"\b(?:{DEGREE})\b|\b(?:{ANY})\b", part, re.IGNORECASE):
-        level = next((name for name, words in LEVELS.items() if re.fullmatch(words, word[0], re.IGNORECASE)), None)
+        level = next((name for name, words in LEVELS.items() if re.fullmatch(words, word[0], re.IGNORECASE)), "")
         degree = level or degree
-        found |= {(name, degree) for name, words in SAID.items() if words.fullmatch(word[0])} if level is None else set()
+        found |= {(name, degree) for name, words in SAID.items() if not level and words.fullmatch(word[0])}
     return found
 
 
