@@ -1,52 +1,16 @@
 """Fixtures that are dear: one Ray, one vLLM and one stub endpoint for the whole test session."""
 
-import json
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from running import Stub, running_stub
 
-STUB = Path(__file__).parent / "stub.py"
 LOGICAL_CPUS = 8
 """Ray is told of more CPUs than there are: Serve's actors and an engine wait most of the time."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=3000, help="how many hostile files tests/pool/test_fuzz.py ingests")
-
-
-@dataclass(frozen=True)
-class Stub:
-    """A running `tests/stub.py`."""
-
-    url: str
-    """Base URL, up to /v1."""
-
-    def state(self) -> dict:
-        """{"counts": requests by 'pixel digest|prompt', "answered": those with an answer, "total": requests}."""
-        with urllib.request.urlopen(f"{self.url}/counts") as response:
-            return json.load(response)
-
-    def fail(self, count: int, status: int | None = None) -> None:
-        """Let the next `count` requests fail with a status, or with a body that is no completion."""
-        order = {"next": count, "garbage": True} if status is None else {"next": count, "status": status}
-        request = urllib.request.Request(f"{self.url}/fail", json.dumps(order).encode(), method="POST")
-        urllib.request.urlopen(request).close()
-
-
-@contextmanager
-def running_stub(*options: str) -> Iterator[Stub]:
-    """A fresh stub endpoint."""
-    with subprocess.Popen([sys.executable, str(STUB), *options], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Stub(process.stdout.readline().strip())
-        finally:
-            process.kill()
 
 
 @pytest.fixture

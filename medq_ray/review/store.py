@@ -12,7 +12,9 @@ versions and nobody goes back. Alembic would add a dependency, an environment, a
 every table for what `_migrate` does in one transaction under a lock.
 """
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -406,8 +408,22 @@ def _prepare_sqlite(connection, _record) -> None:
     connection.isolation_level = None  # the driver begins no transactions of its own: `_begin_sqlite` does
     connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS}")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
+    _to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")  # a verdict outlives a power cut, not only a killed process
+
+
+def _to_wal(connection: sqlite3.Connection) -> None:
+    """Let readers not wait for the writer. Who opens a new store while another does so is told at once that it is
+    locked: this one statement does not heed busy_timeout."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -105,7 +105,7 @@ def test_the_served_model_scores_what_its_raw_answers_score(vlm_endpoint, stub, 
 @pytest.mark.engine
 @pytest.mark.parametrize("blindness", ["drops", "ignores"])
 def test_a_blind_endpoint_gets_no_score(ray_local, release, tmp_path, blindness):
-    from conftest import running_stub
+    from running import running_stub
 
     with running_stub("--blind", blindness) as blind, pytest.raises(EndpointError, match="does not (see|look at) images"):
         bench(tmp_path / "out", release, [Endpoint(blind.url, "m")], None, Protocol(OWN))

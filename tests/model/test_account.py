@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import running_stub
+from running import running_stub
 
 from medq_ray.images import encode_png
 from medq_ray.model.account import FOLDER, Account, OverBudget, Pace, Tariff, most_prompt_tokens, requests, usage

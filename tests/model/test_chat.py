@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import running_stub
+from running import running_stub
 
 from medq_ray.images import data_url
 from medq_ray.model import chat

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-from conftest import running_stub
+from running import running_stub
 from stub import DEADLY, FAULTS, fault_of
 
 from medq_ray import config
