@@ -21,6 +21,9 @@ from tests.evolve import fake
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 SIZES = ((112, 112), (150, 90), (130, 200))
 TOKENS = 48
+TIE = 0.125
+"""Two tokens are a true tie when their logits are nearer: bfloat16 has steps of 1/16 between 8 and 16. None of 50 was
+needed on the machine where this was written; another CPU may sum in another order."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def samples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_qwen(samples, tmp_path_factory):
-    return train(tiny_qwen.write(tmp_path_factory.mktemp("qwen"), seed=0), samples, steps=160)
+    return train(tiny_qwen.write(tmp_path_factory.mktemp("qwen"), seed=0), samples, steps=120)
 
 
 def train(checkpoint, samples, steps):
@@ -73,34 +76,79 @@ def served(url, name, samples, cache):
     return [texts[sample["question_id"]] for sample in samples]
 
 
-def generated(checkpoint, samples):
-    """The answers of transformers, in the number format that vLLM computes with (`deploy.llm_config`)."""
+@pytest.fixture(scope="module")
+def load():
+    """(processor, model) of a folder under transformers, in the number format that `deploy.llm_config` asks for."""
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from medq_ray.evolve.encoding import chat, load_processor
+    from medq_ray.evolve.encoding import load_processor
 
-    processor = load_processor(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
-    texts = []
-    for sample in samples:
-        prompt, _ = chat(processor, sample["prompt"], "")
-        pictures = [read_image(uri).copy() for uri in uris_of(sample)]
-        inputs = processor(images=pictures, text=[prompt], return_tensors="pt").to(torch.bfloat16)
-        with torch.inference_mode():
-            (tokens,) = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-        texts.append(processor.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    return texts
+    return lambda folder: (
+        load_processor(folder), AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    )  # fmt: skip
 
 
-def test_the_embedded_internvl(vlm_endpoint, samples, tmp_path):
-    assert served(vlm_endpoint, "base", samples, tmp_path) == generated(embedded_checkpoint(), samples)
+def pictures(sample):
+    return [read_image(uri).copy() for uri in uris_of(sample)]
 
 
-def test_a_qwen(ray_local, trained_qwen, samples, tmp_path):
+def generated(processor, model, sample):
+    import torch
+
+    from medq_ray.evolve.encoding import chat
+
+    prompt, _ = chat(processor, sample["prompt"], "")
+    inputs = processor(images=pictures(sample), text=[prompt], return_tensors="pt").to(torch.bfloat16)
+    with torch.inference_mode():
+        (tokens,) = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    return processor.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def shortfall(processor, model, sample, answer):
+    """By how much a token of `answer`, after those before it, has a lower logit than the best one: the most of any."""
+    import torch
+
+    from medq_ray.evolve.encoding import IGNORED, encode
+
+    tokens, others = encode(processor, pictures(sample), sample["prompt"], answer)
+    labels = tokens.pop("labels")[0, 1:]
+    with torch.inference_mode():
+        logits = model(**tokens, **{k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in others.items()})
+    said = labels != IGNORED
+    scores = logits.logits[0, :-1][said].float()
+    return (scores.amax(1) - scores.gather(1, labels[said][:, None])[:, 0]).max().item()
+
+
+def compare(processor, model, samples, answers):
+    ties = []
+    for sample, answer in zip(samples, answers, strict=True):
+        expected = generated(processor, model, sample)
+        if answer != expected:
+            lost = shortfall(processor, model, sample, answer)
+            assert lost < TIE, f"{sample['question_id']}: {answer!r} is {lost:.3f} below {expected!r}"
+            ties.append((sample["question_id"], answer, expected, lost))
+    assert len(ties) <= 2, ties
+
+
+def test_the_embedded_internvl(vlm_endpoint, samples, load, tmp_path):
+    compare(*load(embedded_checkpoint()), samples, served(vlm_endpoint, "base", samples, tmp_path))
+
+
+def test_a_qwen(ray_local, trained_qwen, samples, load, tmp_path):
     from medq_ray.model.deploy import serve_checkpoint
 
     with serve_checkpoint(trained_qwen, "qwen", config.Engine()) as url:
         answers = served(url, "qwen", samples, tmp_path)
-    assert answers == generated(trained_qwen, samples)
-    assert len(set(answers)) > 5  # one answer to everything would be equal too
+    compare(*load(trained_qwen), samples, answers)
+    told = {}
+    for sample, answer in zip(samples, answers, strict=True):
+        told.setdefault(sample["prompt"], set()).add(answer)
+    assert max(map(len, told.values())) > 1  # it looks: one question about several pictures, and more than one answer
+
+
+def test_another_answer_is_no_tie(samples, load):
+    model = load(embedded_checkpoint())
+    told = generated(*model, samples[0])
+    assert shortfall(*model, samples[0], told) < 1e-6
+    assert shortfall(*model, samples[0], {"A": "B"}.get(told, "A")) > TIE
