@@ -46,21 +46,21 @@ def train(checkpoint, samples, steps):
     """The checkpoint after `steps` of plain torch on ten of the samples each, in place: random weights are never sure
     of a token, and would leave it to rounding which of two is first."""
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    from medq_ray.evolve.encoding import collate, encode_all, load_processor
+    from medq_ray.evolve.encoding import SampleEncoder, pack
+    from medq_ray.evolve.worker import load_model, sample_losses
 
     torch.set_num_threads(1)
-    processor = load_processor(checkpoint)
-    encoded = encode_all(processor, samples)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint).train()
+    encoder = SampleEncoder(checkpoint)
+    encoded = [encoder.encode(pictures(sample), sample["prompt"], sample["answer"]) for sample in samples]
+    model = load_model(checkpoint, config.Evolve(activation_checkpointing=False).model_dump())
     # Without warm-up, and with Adam's usual 0.999, 100 steps end in answers that do not depend on the picture.
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     draws = torch.Generator().manual_seed(0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * min((step + 1) / 10, 1 - step / steps)
         batch = [encoded[i] for i in torch.randperm(len(encoded), generator=draws)[:10].tolist()]
-        model(**collate(batch, processor.tokenizer.pad_token_id)).loss.backward()
+        sample_losses(model, pack(batch), "mean").mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -78,14 +78,14 @@ def served(url, name, samples, cache):
 
 @pytest.fixture(scope="module")
 def load():
-    """(processor, model) of a folder under transformers, in the number format that `deploy.llm_config` asks for."""
+    """(encoder, model) of a folder under transformers, in the number format that `deploy.llm_config` asks for."""
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from medq_ray.evolve.encoding import load_processor
+    from medq_ray.evolve.encoding import SampleEncoder
 
     return lambda folder: (
-        load_processor(folder), AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        SampleEncoder(folder), AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
     )  # fmt: skip
 
 
@@ -93,41 +93,45 @@ def pictures(sample):
     return [read_image(uri).copy() for uri in uris_of(sample)]
 
 
-def generated(processor, model, sample):
+def generated(encoder, model, sample):
     import torch
 
     from medq_ray.evolve.encoding import chat
 
-    prompt, _ = chat(processor, sample["prompt"], "")
-    inputs = processor(images=pictures(sample), text=[prompt], return_tensors="pt").to(torch.bfloat16)
+    prompt, _ = chat(encoder.processor, sample["prompt"], "")
+    inputs = encoder.processor(images=pictures(sample), text=[prompt], return_tensors="pt").to(torch.bfloat16)
     with torch.inference_mode():
         (tokens,) = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-    return processor.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return encoder.processor.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def shortfall(processor, model, sample, answer):
+def shortfall(encoder, model, sample, answer):
     """By how much a token of `answer`, after those before it, has a lower logit than the best one: the most of any."""
     import torch
 
-    from medq_ray.evolve.encoding import IGNORED, encode
+    from medq_ray.evolve.encoding import IGNORED
 
-    tokens, others = encode(processor, pictures(sample), sample["prompt"], answer)
-    labels = tokens.pop("labels")[0, 1:]
+    row = encoder.encode(pictures(sample), sample["prompt"], answer)
+    tokens, labels, positions = row.pop("input_ids"), row.pop("labels")[1:], row.pop("positions")
+    others = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in row.items()}
     with torch.inference_mode():
-        logits = model(**tokens, **{k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in others.items()})
+        logits = model(
+            input_ids=tokens[None], position_ids=positions if len(positions) == 1 else positions[:, None], **others
+        ).logits[0, :-1]
     said = labels != IGNORED
-    scores = logits.logits[0, :-1][said].float()
+    scores = logits[said].float()
     return (scores.amax(1) - scores.gather(1, labels[said][:, None])[:, 0]).max().item()
 
 
-def compare(processor, model, samples, answers):
+def compare(encoder, model, samples, answers):
     ties = []
     for sample, answer in zip(samples, answers, strict=True):
-        expected = generated(processor, model, sample)
+        expected = generated(encoder, model, sample)
         if answer != expected:
-            lost = shortfall(processor, model, sample, answer)
+            lost = shortfall(encoder, model, sample, answer)
             assert lost < TIE, f"{sample['question_id']}: {answer!r} is {lost:.3f} below {expected!r}"
             ties.append((sample["question_id"], answer, expected, lost))
+    print(f"{len(samples) - len(ties)} of {len(samples)} answers are equal; ties: {ties}")
     assert len(ties) <= 2, ties
 
 
@@ -148,7 +152,6 @@ def test_a_qwen(ray_local, trained_qwen, samples, load, tmp_path):
 
 
 def test_another_answer_is_no_tie(samples, load):
-    model = load(embedded_checkpoint())
-    told = generated(*model, samples[0])
-    assert shortfall(*model, samples[0], told) < 1e-6
-    assert shortfall(*model, samples[0], {"A": "B"}.get(told, "A")) > TIE
+    loaded = load(embedded_checkpoint())
+    told = generated(*loaded, samples[0])
+    assert shortfall(*loaded, samples[0], told) < TIE < shortfall(*loaded, samples[0], {"A": "B"}.get(told, "A"))
