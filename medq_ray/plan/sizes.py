@@ -85,6 +85,8 @@ class Model:
     """Numbers that a patch is made of."""
     fixed: int | None
     """Tokens of an image of one tile, None where they follow from its size."""
+    longest: int
+    """Tokens that the language model has positions for."""
     classes: int
     """Positions of the vision tower for each image that are no patch."""
 
@@ -156,5 +158,6 @@ def sizes_of(checkpoint: str) -> Model:
         patch=patch.shape[-1],
         patch_values=patch[0].numel(),
         fixed=getattr(config, "image_seq_length", None),
+        longest=text.max_position_embeddings,
         classes=int(any(name.endswith("cls_token") for name, _ in model.named_parameters())),
     )
