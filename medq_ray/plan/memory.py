@@ -6,6 +6,7 @@ appear. Its peak is the largest moment of that, or the update after it. What eac
 saved tensors on both tiny models; `tests/plan` compares the sum with what torch allocates.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medq_ray.plan.sizes import Model, Stack
@@ -44,19 +45,18 @@ class Device:
 GPU, CPU = Device(compute=2, spread=False), Device(compute=4, spread=True)
 
 
-def kept(stack: Stack, positions: int, device: Device, padded: int) -> int:
+def kept(stack: Stack, positions: int, device: Device, padded: int, trained: bool) -> int:
     """Bytes that one block's backward pass needs of its forward pass. padded: positions after padding, 0 where nothing
-    is."""
-    norm = 3 if stack.rms else 2
-    heads = stack.query + 2 * stack.key
-    values = 2 * norm * stack.width  # input, normalised, output of both norms
+    is. trained: whether its weights are; what only their gradients need is not kept for frozen ones."""
+    values = 2 * (1 if not trained else 3 if stack.rms else 2) * stack.width  # input, normalised, output of two norms
     values += stack.query + stack.key + (3 * stack.width if stack.fused else stack.key)
-    values += stack.query  # what attention found
+    values += stack.query if trained or not padded else 0  # what attention found
     values += 2 * stack.width if stack.scaled else 0
-    values += (4 if stack.gated else 2) * stack.inner
+    values += ((4 if stack.gated else 2) - (not trained)) * stack.inner
     total = positions * values * device.compute
     if padded:
-        total += padded * (stack.query + (heads if padded > positions else 0)) * device.compute
+        copies = stack.query + 2 * stack.key if padded > positions else 0
+        total += padded * (stack.query + copies) * device.compute
     if stack.rms and device.compute < MASTER:
         total += positions * 2 * stack.width * (MASTER - device.compute)  # RMSNorm computes in float32
     return total
@@ -68,66 +68,68 @@ def returned(stack: Stack, positions: int, device: Device) -> int:
 
 
 def training(model: Model, row: Row, *, device: Device, world: int, checkpointing: bool, frozen: set[str]) -> dict:
-    """Bytes of one worker at its peak, and of what it is made.
+    """Bytes of one of `world` workers at the peak of a step, and of what it is made.
 
-    frozen: parts that are not trained. Keys: parameters, moments (lie there all the time), gathered, gradients,
-    activations (of the moment of the peak), start (weights as they are loaded, before they are sharded), peak.
+    frozen: parts that are not trained. Keys: weights, moments (as they lie there all the time), inputs; gathered
+    weights, gradients and activations of the worst moment; peak, their sum; start, before a step: all weights as they
+    are loaded, and the shard of them.
     """
     trained = sum(count for part, count in model.parameters.items() if part not in frozen)
-    weights, moments = MASTER * model.total // world, 2 * MASTER * trained // world
-    state = weights + moments
-    moments_of_step = [*backward_pass(model, row, device, world, checkpointing, frozen)]
-    update = {"gathered": 0, "gradients": MASTER * trained // world, "activations": MASTER * trained // world}
-    worst = max([*moments_of_step, update], key=lambda moment: sum(moment.values()))
-    inputs = row.image_tokens * model.merged * model.patch_values * 4
-    start = MASTER * model.total + weights
-    peak = max(state + inputs + sum(worst.values()), start if world > 1 else 0)
-    return {"parameters": weights, "moments": moments, "inputs": inputs, **worst, "start": start, "peak": peak}
+    always = {
+        "weights": MASTER * model.total // world,
+        "moments": 2 * MASTER * trained // world,
+        "inputs": row.image_tokens * model.merged * model.patch_values * 4,
+    }
+    own = MASTER * trained // world
+    update = {"gathered": 0, "gradients": own, "activations": own}  # AdamW over all tensors at once: one more copy
+    worst = max([*moments(model, row, device, world, checkpointing, frozen), update], key=lambda one: sum(one.values()))
+    peak = sum(always.values()) + sum(worst.values())
+    return always | worst | {"peak": peak, "start": MASTER * model.total + always["weights"]}
 
 
-def backward_pass(
+def moments(
     model: Model, row: Row, device: Device, world: int, checkpointing: bool, frozen: set[str]
-) -> "list[dict[str, int]]":
-    """{gathered, gradients, activations} after each unit of the backward pass."""
+) -> Iterator[dict[str, int]]:
+    """{gathered, gradients, activations} after the forward pass, in each block of the backward pass, and at its end,
+    where the gradients of all that is no unit of its own are reduced."""
     patches = row.image_tokens * model.merged + row.images * model.classes
-    stacks = [
+    parts = [
         ("language", model.language, row.tokens, row.samples * row.longest if device.spread else 0),
         ("vision", model.vision, patches, patches if device.spread and model.vision.fused else 0),
     ]
-    kept_by, blocks = [], []
-    for part, stack, positions, padded in stacks:
-        full = kept(stack, positions, device, padded)
+    units = {part: stack.parameters for part, stack, *_ in parts if stack.parameters >= UNIT}
+    blocks = []
+    for part, stack, positions, padded in parts:
+        if part == "vision" and part in frozen:
+            continue  # nothing before what is trained is differentiated
+        full = kept(stack, positions, device, padded, part not in frozen)
         one = positions * stack.width * device.compute if checkpointing else full
-        kept_by.append(one * stack.blocks)
-        again = full if checkpointing else 0
-        blocks += [(part, stack, one, again + returned(stack, positions, device))] * stack.blocks
-    between = row.image_tokens * 3 * model.merged * model.vision.width * device.compute
-    between += 2 * row.tokens * model.language.width * device.compute
-    scores = row.answers * model.vocabulary * (MASTER if device.compute == MASTER else device.compute + MASTER)
+        working = (full if checkpointing else 0) + returned(stack, positions, device)
+        blocks += [(part, stack, one, working)] * stack.blocks
+    between = 3 * row.image_tokens * model.merged * model.vision.width + 2 * row.tokens * model.language.width
+    scores = 2 * row.answers * model.vocabulary * (MASTER if device.compute == MASTER else device.compute + MASTER)
+    left = sum(one for _, _, one, _ in blocks)
 
-    units = {id(stack): stack.parameters for stack in (model.vision, model.language) if stack.parameters >= UNIT}
-    root = model.total - sum(s.blocks * s.parameters for s in (model.vision, model.language) if id(s) in units)
+    root = model.total - sum(stack.blocks * stack.parameters for part, stack, *_ in parts if part in units)
     largest = max(units.values(), default=0)
-    gathered = device.compute * (root + (2 * largest if units else 0))
-    gradients = 0 if "language" in frozen else device.compute * model.head
-    head = {"gathered": gathered, "gradients": gradients,
-            "activations": sum(kept_by) + between + 2 * scores}  # fmt: skip
-    found, left, in_root = [head], sum(kept_by), gradients
-    sharded = 0
+    gathered = device.compute * (root + 2 * largest)  # one is computed on, the next one is on its way
+    buffer = device.compute * (largest or root) if world > 1 else 0  # of the last gathering, until the backward pass
+    whole = 0 if "language" in frozen else device.compute * model.head  # gradients before they are reduced
+    shards = 0
+    yield {"gathered": gathered + buffer, "gradients": whole,
+           "activations": left + between * device.compute + scores}  # fmt: skip
     for part, stack, one, working in blocks:
-        own = 0 if part in frozen else stack.parameters
-        inside = 0
-        if id(stack) in units:
-            inside = own * (device.compute + MASTER)  # its gradient, and the copy that is reduced
-            sharded += MASTER * own // world
-        else:
-            in_root += device.compute * own
-        found.append({"gathered": gathered, "gradients": in_root + inside + sharded, "activations": left + between + working})
+        trained = 0 if part in frozen else stack.parameters
+        inside = trained * (device.compute + MASTER) if part in units else 0  # and the copy that is reduced
+        shards += MASTER * trained // world if part in units else 0
+        whole += device.compute * trained if part not in units else 0
+        yield {"gathered": gathered, "gradients": whole + inside + shards,
+               "activations": left + between * device.compute + working}  # fmt: skip
         left -= one
-    rest = device.compute * root if not frozen else in_root
-    reduced = rest * MASTER // device.compute if world > 1 else 0
-    found.append({"gathered": gathered, "gradients": rest + reduced + sharded, "activations": 0})
-    return found
+    rest = sum(count for part, count in model.parameters.items() if part not in frozen)
+    rest -= sum(stack.blocks * stack.parameters for part, stack, *_ in parts if part in units and part not in frozen)
+    reduced = (MASTER + MASTER // world) * rest if world > 1 else 0
+    yield {"gathered": 0, "gradients": device.compute * rest + reduced + shards, "activations": 0}
 
 
 def serving(model: Model, *, sequence: int, sequences: int) -> dict[str, int]:

@@ -196,7 +196,7 @@ def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed
     needs = training(
         model, row, device=GPU, world=hardware.gpus, checkpointing=settings.activation_checkpointing, frozen=frozen
     )
-    gpu = needs["peak"] * (1 + assumed.fragmentation) + assumed.framework_bytes
+    gpu = max(needs["peak"], needs["start"]) * (1 + assumed.fragmentation) + assumed.framework_bytes
     host = hardware.gpus * (4 * model.total + assumed.worker_bytes)  # every worker reads all weights as float32
     fresh = config.explore.budget * len(kinds)
     rounds = config.loop.max_iterations if settings.replay == "all" else 1
@@ -205,7 +205,7 @@ def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed
     rate = hardware.gpus * PEAK[hardware.gpu] * assumed.training_utilisation
     one = fresh * settings.epochs * computed / rate
     notes = [
-        f"a GPU at its peak: weights {needs['parameters'] / GB:.1f}, moments {needs['moments'] / GB:.1f}, gathered "
+        f"a GPU at its peak: weights {needs['weights'] / GB:.1f}, moments {needs['moments'] / GB:.1f}, gathered "
         f"{needs['gathered'] / GB:.1f}, gradients {needs['gradients'] / GB:.1f}, activations "
         f"{needs['activations'] / GB:.1f} GB; {needs['start'] / GB:.1f} GB while weights are loaded",
         f"rows of {settings.max_tokens:,} tokens; {fresh:,} samples of {sample:.0f} tokens, {settings.epochs} epochs; "
