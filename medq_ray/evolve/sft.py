@@ -20,6 +20,7 @@ from medq_ray.artifacts import SCRATCH, digest_folder, digest_of
 from medq_ray.config import Config, identity
 from medq_ray.console import progress, say
 from medq_ray.evolve.adapters import adapter_of
+from medq_ray.evolve.dataset import read_dataset
 from medq_ray.serving import EngineError, one_line
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def fine_tune(
     from ray.train.torch import TorchTrainer
 
     adapter_of(checkpoint)
+    _, card = read_dataset(dataset)
     started, evolve = time.perf_counter(), config.evolve
     decisive, seed = identity(config)["evolve"], [config.seed, iteration]
-    name = digest_of([decisive, seed, tokens, json.loads((dataset / "card.json").read_text())["digests"],
-                      digest_folder(checkpoint)])  # fmt: skip
+    name = digest_of([decisive, seed, tokens, card["digests"], digest_folder(checkpoint)])
     scratch = (folder / SCRATCH).resolve()
     for stale in scratch.glob("*"):
         if stale.name != name:
