@@ -46,7 +46,7 @@ def explore(
     """Phase 2 up to annotation (Sec. 2.3).
 
     prototypes: schema.PROTOTYPE, rates: eq. 1, asked: schema.QUESTION on dev that were answered, and failures:
-    schema.FAILURE, of this iteration's evaluation; images: schema.POOL_IMAGE of all splits, of which those of split
+    schema.FAILURE, of the evaluation of the checkpoint that serves; images: schema.POOL_IMAGE of all splits, of which those of split
     'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the pool; ask_self, ask_oracle: the
     model under training and the oracle; taken: image ids selected in earlier iterations.
 

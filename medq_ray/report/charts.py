@@ -7,13 +7,15 @@ classes (`style.html`). Coordinates are pixels of the view box.
 import math
 from html import escape
 
-from medq_ray.report.text import percent, words
+from medq_ray.report.text import percent, rejected, words
 
 SERIES = (("dev", "dev"), ("test", "test"))
 
 
 def progress(iterations: list[dict], kind: str | None = None, *, width: int = 620, height: int = 330) -> str:
-    """Accuracy of dev and test over iterations with the test's 95 % intervals; one question kind, or all perception."""
+    """Accuracy of dev and test over iterations with the test's 95 % intervals; one question kind, or all perception.
+
+    The lines run through what served; a checkpoint that was not promoted is a cross beside them."""
     scores = {split: [of_kind(row[split], kind) for row in iterations] for split, _ in SERIES}
     bounds = [b for s in scores["test"] if s for b in s["ci95"]] + [s["accuracy"] for s in scores["dev"] if s]
     low, high = axis(bounds)
@@ -36,13 +38,14 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
         parts.append(f'<text class="tick" x="{x(t):.1f}" y="{height - 10}" text-anchor="middle">{name}</text>')
     labels, finals = {}, {}
     for split, mark in SERIES:
-        points = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s]
+        points = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s and not rejected(iterations[t])]
+        others = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s and rejected(iterations[t])]
         if not points:
             continue
         if split == "test":
             parts += [
                 f'<line class="bar" x1="{px:.1f}" x2="{px:.1f}" y1="{y(s["ci95"][0]):.1f}" y2="{y(s["ci95"][1]):.1f}"/>'
-                for px, _, s in points
+                for px, _, s in points + others
             ]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in points)
         parts.append(f'<polyline class="line {mark}" points="{path}"/>')
@@ -50,7 +53,12 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
             f'<circle class="dot {mark}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"><title>{label(split, s)}</title></circle>'
             for px, py, s in points
         ]
-        labels[split] = (points[-1][0] + 10, points[-1][1])
+        parts += [
+            f'<path class="cross {mark}" d="M{px - 4:.1f} {py - 4:.1f}l8 8m0 -8l-8 8">'
+            f"<title>{label(split, s)}, not promoted</title></path>"
+            for px, py, s in others
+        ]
+        labels[split] = (max(px for px, *_ in points + others) + 10, points[-1][1])
         finals[split] = percent(points[-1][2]["accuracy"])
     for split, (px, py) in spread(labels).items():
         parts.append(f'<text class="end {split}" x="{px:.1f}" y="{py + 4:.1f}">{split} {finals[split]}</text>')
