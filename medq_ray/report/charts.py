@@ -67,7 +67,8 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
 
 
 def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: int = 620) -> str:
-    """Base and last test accuracy for rows of groups: [(heading, [(row, base, last)])]; intervals on both."""
+    """Test accuracy of the base and of what serves for rows of groups: [(heading, [(row, base, now)])]; intervals on
+    both."""
     shown = [score for _, rows in groups for _, *pair in rows for score in pair]
     low, high = axis([bound for score in shown for bound in score["ci95"]])
     left, right, row_height = 132, 62, 24
@@ -83,19 +84,19 @@ def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: 
     for heading, rows in groups:
         y += 26
         parts.append(f'<text class="heading" x="0" y="{y - 6}">{escape(heading)}</text>')
-        for name, base, last in rows:
+        for name, base, now in rows:
             y += row_height
             middle = y - 12
             parts.append(f'<text class="name" x="10" y="{middle + 4}">{escape(name)}</text>')
-            for name, score, mark, at in (("base", base, "base", middle - 4), ("last", last, "test", middle + 4)):
+            for name, score, mark, at in (("base", base, "base", middle - 4), ("serving", now, "test", middle + 4)):
                 ends = [x(bound) for bound in score["ci95"]]
                 parts.append(f'<line class="bar {mark}" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{at}" y2="{at}"/>')
                 parts.append(f'<circle class="dot {mark}" cx="{x(score["accuracy"]):.1f}" cy="{at}" r="3.5">'
                              f"<title>{label(name, score)}</title></circle>")  # fmt: skip
-            change = 100 * (last["accuracy"] - base["accuracy"])
+            change = 100 * (now["accuracy"] - base["accuracy"])
             text = f"{change:+.1f}".replace("-", "−")
             parts.append(f'<text class="change" x="{width}" y="{middle + 4}" text-anchor="end">{text}</text>')
-    return figure(width, height, "test accuracy of the base and the last checkpoint by group, in percent", parts)
+    return figure(width, height, "test accuracy of the base and the checkpoint that serves by group, in percent", parts)
 
 
 def of_kind(score: dict, kind: str | None) -> dict | None:
