@@ -281,6 +281,18 @@ def test_an_image_whose_description_repeats_goes_with_all_its_questions(images):
     assert {drop["keeper"] for drop in drops.values()} == {f"{min(kept)}-description"}
 
 
+def test_of_repeated_descriptions_the_reviewed_one_stays(images):
+    tables = fake.tables(images)
+    rows = [row for row in tables["annotations"].to_pylist() if row["question_id"].endswith("-description")]
+    rows.sort(key=lambda row: row["question_id"])
+    settings = Evolve(tfidf_keep=1, tfidf_threshold=0.0)
+    for seen, keeper in (([], rows[0]), ([rows[3], rows[4]], rows[3])):
+        verdicts = [fake.verdict(row, "accept", row["label"]) for row in seen]
+        samples, drops = run(with_rows(tables, rows, verdicts), settings=settings)
+        assert list(samples) == [keeper["question_id"]] and len(drops) == len(rows) - 1
+        assert {drop["keeper"] for drop in drops.values()} == {keeper["question_id"]}
+
+
 def test_descriptions_of_other_degradations_severities_and_modalities_are_no_near_duplicates():
     texts = {
         f"{modality}/{name}/{severity}": questions.describe(modality, name, severity)
