@@ -4,9 +4,10 @@ The paper does not say. Our choice: any fall of dev accuracy is a loss, also one
 
 - The two errors do not cost the same. To keep the old checkpoint wrongly costs one fine-tuning: the labels stay, and
   the next one learns from them too. To serve a worse one wrongly costs those whose images it judges.
-- A test that asks for proof of a loss lets small ones pass, and they add up: with 450 questions about 150 patients the
-  interval reaches 4 to 5 points to either side, so that five losses of 4 points might pass one after another. Here
-  the bar is the best score so far and never falls: nothing can add up, unless it looks like a gain each time.
+- A test that asks for proof of a loss lets small ones pass, and they add up: of 450 questions about 150 patients, of
+  which one in eight changes, the 95 % interval reaches 4 points to either side, so that five losses of 3 points
+  may pass one after another. Here the bar is the best score so far and never falls: nothing adds up, unless it looks
+  like a gain each time.
 - With 30 questions nearly no loss can be proven, and such a rule would promote whatever there is. Here few questions
   make the decision noisier in both directions, and the decision says so.
 
@@ -17,7 +18,7 @@ A capability that fell beyond chance while the whole rose does not stop a promot
 from pathlib import Path
 
 from medq_ray import config
-from medq_ray.artifacts import Run, read_json, write_json
+from medq_ray.artifacts import Run, write_json
 from medq_ray.console import say
 from medq_ray.model.deploy import resolve_checkpoint
 
@@ -41,8 +42,8 @@ def decide(found: dict, serving: int, t: int) -> dict:
 
     found: `evaluate.compare.compare` of the two on dev, the new one after the other: shares of right runs, perception
     questions only. Returns {promoted, checkpoint: the new one, against and serving: {t, checkpoint} of the one that
-    served and of the one that does from now on, NUMBERS of found, moved: {up, down: capabilities that changed beyond
-    chance}, why: a sentence}.
+    served and of the one that does from now on, NUMBERS of found, moved: {up, down: capabilities that changed, by
+    McNemar's test adjusted for all}, why: a sentence}.
     """
     promoted = found["difference"] >= 0
     moved = {way: [name for name, row in found["capabilities"].items() if row["moved"] == way] for way in ("up", "down")}
@@ -86,21 +87,26 @@ def serving_at(run: Run, t: int) -> int:
     return t if decided is None else decided.json("decision")["serving"]["t"]
 
 
+def serving_now(run: Run) -> int:
+    """The iteration whose checkpoint serves by the last decision: summary.json says the same, but only when the
+    iteration has ended, which may take people weeks."""
+    t = 0
+    while run.finished(f"iter-{t + 1:02d}/{STEP}") is not None:
+        t += 1
+    return serving_at(run, t)
+
+
 def checkpoint_to_serve(name: str) -> Path:
     """The folder of a checkpoint: 'embedded', a Hugging Face folder or, of a run directory, the one that serves there.
 
-    Says so when it is one that was not promoted. Raises ValueError when there is no checkpoint.
+    Says which one that is, and when a folder is one that was not promoted. Raises ValueError when there is no
+    checkpoint.
     """
     folder = Path(name)
     if (folder / "run.yaml").is_file():
-        if not (folder / "summary.json").is_file():
-            raise ValueError(f"{folder}: no iteration of this run has finished yet, so nothing serves")
-        serving = read_json(folder / "summary.json").get("serving")
-        if serving is None:
-            raise ValueError(f"{folder}/summary.json does not say which checkpoint serves: give the command that made "
-                             "the run again, or name a checkpoint")  # fmt: skip
-        base = serving["t"] == 0
-        name = config.load(folder / "run.yaml").engine.checkpoint if base else str(folder / serving["checkpoint"])
+        t = serving_now(Run(folder))
+        name = str(folder / checkpoint_name(t)) if t else config.load(folder / "run.yaml").engine.checkpoint
+        say(f"{folder}: {checkpoint_name(t)} serves" if t else f"{folder}: no checkpoint is promoted, the base serves")
     chosen = resolve_checkpoint(name)
     if (mark := chosen.with_name(MARK)).exists():
         say(f"warning: {chosen} was {mark.read_text().strip()}")

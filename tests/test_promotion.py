@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from medq_ray import cli, loop, models, promotion, recipes
-from medq_ray.artifacts import read_json, write_json, write_table
+from medq_ray.artifacts import Run, read_json, write_json, write_table
 from medq_ray.config import override
 from medq_ray.evaluate.compare import compare
 from medq_ray.model.tiny import embedded_checkpoint
@@ -301,44 +301,41 @@ def test_fine_tunings_from_the_base_start_there_whatever_serves(world, tmp_path,
 # What serves from a run directory.
 
 
-def finished(folder: Path, serving: dict | None, checkpoint: str = "embedded") -> Path:
-    """The least of a run directory, with a checkpoint of its first iteration."""
-    (folder / "iter-00/evolve/checkpoint").mkdir(parents=True)
-    (folder / "iter-00/evolve/checkpoint/config.json").write_text("{}")
+def run_with(folder: Path, served: list[int], checkpoint: str = "embedded") -> Path:
+    """The least of a run directory: what served after each comparison, and two checkpoints."""
+    for t in (0, 1):
+        write_json(folder / f"iter-{t:02d}/evolve/checkpoint/config.json", {})
     (folder / "run.yaml").write_text(yaml.safe_dump({"engine": {"checkpoint": checkpoint}}))
-    write_json(folder / "summary.json", {"iterations": []} | ({"serving": serving} if serving else {}))
+    for t, serving in enumerate(served, 1):
+        decision = {"serving": {"t": serving}}
+        Run(folder).step(f"iter-{t:02d}/promote", lambda path: write_json(path / "decision.json", decision),
+                         settings={}, inputs={})  # fmt: skip
     return folder
 
 
-def test_the_checkpoint_that_serves_is_taken_from_a_run_directory(tmp_path, capsys):
-    own = finished(tmp_path / "a", {"t": 1, "checkpoint": "iter-00/evolve/checkpoint"})
-    assert checkpoint_to_serve(str(own)) == own / "iter-00/evolve/checkpoint"
-    assert checkpoint_to_serve(str(finished(tmp_path / "b", {"t": 0, "checkpoint": "base"}))) == embedded_checkpoint()
-    given = finished(tmp_path / "c", {"t": 0, "checkpoint": "base"}, checkpoint=str(own / "iter-00/evolve/checkpoint"))
-    assert checkpoint_to_serve(str(given)) == own / "iter-00/evolve/checkpoint"
-    assert checkpoint_to_serve("embedded") == embedded_checkpoint() and capsys.readouterr().out == ""
+@pytest.mark.parametrize(("served", "expected"), [([], None), ([0], None), ([1], 0), ([1, 1], 0), ([0, 2], 1), ([1, 2], 1)])
+def test_the_checkpoint_that_serves_is_taken_from_a_run_directory(tmp_path, capsys, served, expected):
+    """Also before the iteration has ended, and from the last decision only."""
+    own = run_with(tmp_path / "own", served)
+    name = "base" if expected is None else f"iter-{expected:02d}/evolve/checkpoint"
+    assert checkpoint_to_serve(str(own)) == (embedded_checkpoint() if expected is None else own / name)
+    assert f"{name} serves" in capsys.readouterr().out
+    again = run_with(tmp_path / "again", [0], checkpoint=str(own / "iter-00/evolve/checkpoint"))
+    assert checkpoint_to_serve(str(again)) == own / "iter-00/evolve/checkpoint"
 
 
 def test_one_that_was_not_promoted_is_served_with_a_warning(tmp_path, capsys):
-    folder = finished(tmp_path, None) / "iter-00/evolve/checkpoint"
+    folder = run_with(tmp_path, [0]) / "iter-00/evolve/checkpoint"
     folder.with_name(MARK).write_text("not promoted: dev -3.00 points\n")
     assert checkpoint_to_serve(str(folder)) == folder
     assert capsys.readouterr().out == f"warning: {folder} was not promoted: dev -3.00 points\n"
-
-
-def test_a_run_that_does_not_say_what_serves_is_one_line(tmp_path):
-    old = finished(tmp_path / "old", None)
-    young = finished(tmp_path / "young", None)
-    (young / "summary.json").unlink()
-    for folder, complaint in ((old, "does not say which checkpoint serves"), (young, "no iteration of this run has finished")):
-        shown = CliRunner().invoke(cli.main, ["serve", "vlm", "--checkpoint", str(folder)])
-        assert shown.exit_code == 1 and complaint in shown.output and len(shown.output.strip().splitlines()) == 1
+    assert checkpoint_to_serve("embedded") == embedded_checkpoint() and capsys.readouterr().out == ""
 
 
 def test_the_command_and_the_app_serve_it(tmp_path, monkeypatch):
     from serve_apps import vlm
 
-    own = finished(tmp_path, {"t": 1, "checkpoint": "iter-00/evolve/checkpoint"})
+    own = run_with(tmp_path, [1])
     served = []
     monkeypatch.setattr("medq_ray.model.deploy.serve_forever", lambda folder, *_: served.append(folder))
     monkeypatch.setattr(vlm, "build", lambda folder, *_: served.append(folder))

@@ -13,7 +13,7 @@ def serve() -> None:
 
 @serve.command("vlm")
 @click.option("--checkpoint", default="embedded", show_default=True,
-              help="A Hugging Face folder, 'embedded', or a run directory: the checkpoint that serves there.")  # fmt: skip
+              help="A Hugging Face folder, 'embedded', or a run directory: what serves there.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
 @SET
 def serve_vlm(checkpoint: str, port: int, assignments: tuple) -> None:
