@@ -46,7 +46,8 @@ def decide(found: dict, serving: int, t: int) -> dict:
     McNemar's test adjusted for all}, why: a sentence}.
     """
     promoted = found["difference"] >= 0
-    moved = {way: [name for name, row in found["capabilities"].items() if row["moved"] == way] for way in ("up", "down")}
+    ways = {name: row["moved"] for name, row in found["capabilities"].items()}
+    moved = {way: [name for name, moved in ways.items() if moved == way] for way in ("up", "down")}
     return {
         "promoted": promoted,
         "checkpoint": checkpoint_name(t),
