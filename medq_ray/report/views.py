@@ -107,7 +107,8 @@ def accuracies(run: RunFiles) -> dict:
         return percent(score["accuracy"]), interval(score["ci95"])
 
     rows = [
-        {"t": row["t"], "checkpoint": row["checkpoint"], "rejected": rejected(row), "split": split, "n": row[split]["n"],
+        {"t": row["t"], "checkpoint": row["checkpoint"], "rejected": rejected(row), "split": split,
+         "n": row[split]["n"],
          "cells": [cell(row[split]), *(cell(row[split]["by_kind"].get(kind)) for kind in kinds)]}
         for row in run.summary["iterations"]
         for split in ("dev", "test")
