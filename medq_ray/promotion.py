@@ -65,7 +65,7 @@ def sentence(found: dict, promoted: bool, other: str, fell: list[str]) -> str:
         f"dev {100 * found['difference'] + 0.0:+.2f} points [{low:+.1f}, {high:+.1f}] against {other} ({found['n']:,} "
         f"questions, {found['gained']:,} answered better and {found['lost']:,} worse)"
     )
-    said += ", which may be chance" if low <= 0 <= high else ""
+    said += ", which may be chance" if found["difference"] and low <= 0 <= high else ""
     said += f"; left out for want of an answer: {found['unanswered']:,}" if found["unanswered"] else ""
     said += f"; capabilities that fell by McNemar's test: {', '.join(fell)}" if fell else ""
     return f"promoted: {said}" if promoted else f"not promoted: {said}; {other} goes on serving"
