@@ -7,7 +7,6 @@ import click
 
 from medq_ray import config, recipes
 from medq_ray.cli.options import SET
-from medq_ray.evolve.flops import PEAK
 
 
 @click.command()
@@ -16,7 +15,7 @@ from medq_ray.evolve.flops import PEAK
 @click.option("--checkpoint", help="Instead of engine.checkpoint: a folder (only its config.json is read).")
 @click.option("--gpus", type=click.IntRange(min=1), required=True, help="Of one node.")
 @click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), required=True, help="Of each, in GB.")
-@click.option("--gpu", type=click.Choice(sorted(PEAK)), default="A100", show_default=True, help="How fast they are.")
+@click.option("--gpu", default="A100", show_default=True, help="How fast they are: A10G, A100, H100, H200 or L40S.")
 @click.option("--host-memory", type=click.FloatRange(min=0, min_open=True), help="Of the node, in GB; else not judged.")
 @SET
 @click.option("--json", "as_json", is_flag=True, help="Print bytes and seconds as JSON.")

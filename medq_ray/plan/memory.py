@@ -133,8 +133,8 @@ def moments(
 
 
 def serving(model: Model, *, sequence: int, sequences: int) -> dict[str, int]:
-    """Bytes of one engine: weights in bfloat16, and keys and values of a token, of one sequence of `sequence` tokens and
-    of `sequences` of them."""
-    token = 2 * model.language.blocks * model.language.key * 2
+    """Bytes of one engine: weights in bfloat16; keys and values of a token, of a sequence of `sequence` tokens and of
+    `sequences` of them."""
+    token = 2 * 2 * model.language.blocks * model.language.key
     return {"weights": 2 * model.total, "token": token, "sequence": token * sequence,
             "cache": token * sequence * sequences}  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
-from medq_ray.config import Config
+from medq_ray.config import Config, Judge, Oracle
 from medq_ray.evolve.flops import PEAK, Sizes, step_flops
 from medq_ray.plan.assumed import Assumed
 from medq_ray.plan.memory import GPU, Row, serving, training
@@ -59,9 +59,12 @@ def plan(config: Config, hardware: Hardware, checkpoint: str | None = None) -> d
     """{model, hardware, phases, fits, assumptions}: what a run of these settings needs. checkpoint: another than
     `engine.checkpoint`. Bytes and seconds.
 
-    Each phase has gpu_memory (of the fullest GPU), host_memory, seconds {first, last} (None where people decide),
-    people_seconds {first, last}, fits, and notes. Raises ValueError as `sizes_of`.
+    Each phase has gpu_memory (of the fullest GPU), host_memory (of the node), seconds {first, last}, fits and notes;
+    where people review, seconds are None and people_seconds {first, last} theirs. Raises ValueError as `sizes_of`, and
+    for a GPU that is not in BANDWIDTH.
     """
+    if hardware.gpu not in BANDWIDTH:
+        raise ValueError(f"nothing is known of a GPU {hardware.gpu!r}; there are: {', '.join(sorted(BANDWIDTH))}")
     assumed, model = Assumed(), sizes_of(checkpoint or config.engine.checkpoint)
     load = Load.of(model, assumed)
     served = engine(config, hardware, model, load, assumed)
@@ -118,20 +121,21 @@ def engine(config: Config, hardware: Hardware, model: Model, load: Load, assumed
 def asked(
     prompts: int, answers: float, hardware: Hardware, model: Model, load: Load, assumed: Assumed, served: dict
 ) -> float:
-    """Seconds of an engine for so many prompts and answer tokens, its start included."""
+    """Seconds of an engine for so many prompts and answer tokens. It has started with the iteration's evaluation."""
     patches = load.image * model.merged
-    passed = flops_sizes(model)
-    read = step_flops(passed, [load.prompt], 1, patches, load.image) / 3  # forward only: two of six operations
+    read = step_flops(flops_sizes(model), [load.prompt], 1, patches, load.image) / 3  # forward: two of six operations
     prefill = prompts * read / (PEAK[hardware.gpu] * assumed.prefill_utilisation)
     needs = serving(model, sequence=served["typical"], sequences=served["at_once"])
     step = (needs["weights"] + needs["cache"]) / (BANDWIDTH[hardware.gpu] * assumed.bandwidth_utilisation)
-    return assumed.engine_start + prefill + answers / served["at_once"] * step
+    return prefill + answers / served["at_once"] * step
 
 
-def elsewhere(requests: float, config: Config, assumed: Assumed) -> float:
-    """Seconds until an oracle or judge has answered so many requests; its rate limit counts."""
-    limit = config.oracle.requests_per_minute
-    return max(requests / config.engine.concurrency * assumed.oracle_seconds, 60 * requests / limit if limit else 0.0)
+def elsewhere(requests: float, model: Judge | Oracle, config: Config, assumed: Assumed) -> float:
+    """Seconds until an oracle or judge has answered so many requests; its rate limit counts. The simulated one takes as
+    long as it is told to."""
+    each = config.oracle.latency if model.base_url is None else assumed.oracle_seconds
+    limit = model.requests_per_minute
+    return max(requests / config.engine.concurrency * each, 60 * requests / limit if limit else 0.0)
 
 
 def evaluate(
@@ -141,10 +145,11 @@ def evaluate(
     questions = images * KINDS
     answer = min(load.answer(("yes_no", "what", "how", "description")), config.evaluate.max_tokens)
     seconds = asked(questions, questions * runs * answer, hardware, model, load, assumed, served)
+    seconds += assumed.engine_start if config.engine.base_url is None else 0.0
     notes = [*served["notes"], f"{questions:,} questions about {images:,} images of dev and test, {runs} answers each"]
     if config.judge.base_url is not None:
         judged = images * runs * config.judge.rounds
-        seconds += elsewhere(judged, config, assumed)
+        seconds += elsewhere(judged, config.judge, config, assumed)
         notes.append(f"{judged:,} descriptions go to the judge")
     return phase(seconds, seconds, gpu=served["gpu"], host=served["host"], notes=notes, fits_gpu=served["fits"])
 
@@ -153,7 +158,7 @@ def explore(config: Config, assumed: Assumed) -> dict[str, Any]:
     budget, kinds = config.explore.budget, len(config.explore.kinds)
     given = config.pool.path is not None or config.oracle.base_url is not None
     images = assumed.pool_images if given else config.world.pool_images
-    seconds = elsewhere(budget * kinds, config, assumed) if config.explore.questions == "capability" else 0.0
+    seconds = elsewhere(budget * kinds, config.oracle, config, assumed) if config.explore.questions == "capability" else 0.0
     notes = [f"{budget:,} of {images:,} images, {kinds} questions each, which the oracle writes"]
     return phase(seconds, seconds, host=assumed.worker_bytes + images * assumed.embedding_bytes, notes=notes)
 
@@ -162,7 +167,7 @@ def annotate(
     config: Config, hardware: Hardware, model: Model, load: Load, assumed: Assumed, served: dict
 ) -> dict[str, Any]:
     questions = config.explore.budget * len(config.explore.kinds)
-    first = elsewhere(questions, config, assumed)
+    first = elsewhere(questions, config.oracle, config, assumed)
     again = ceil(questions * (1 + config.annotate.rescored))
     answers = again * load.answer(config.explore.kinds)
     last = first + asked(again, answers, hardware, model, load, assumed, served)
@@ -171,18 +176,15 @@ def annotate(
 
 
 def review(config: Config) -> dict[str, Any]:
-    """People's time: the run waits, how long is theirs to say."""
+    """People's time; when they give it is theirs to say."""
     questions = config.explore.budget * len(config.explore.kinds)
-    twice = 1 + config.review.double_share
     later = questions * config.annotate.expert_share
-    people = {"first": questions * config.review.seconds_per_item, "last": later * config.review.seconds_per_item}
+    if config.review.reviewer == "simulated":
+        return phase(0.0, 0.0, notes=[f"{questions:,} items at first, {later:,.0f} at most later: simulated"])
+    each = config.review.seconds_per_item * (1 + config.review.double_share)
     notes = [f"{questions:,} items in the first iteration, {later:,.0f} at most in each other one, "
-             f"{config.review.seconds_per_item:g} s each"]  # fmt: skip
-    waits = config.review.reviewer == "people"
-    if waits:
-        people = {name: seconds * twice for name, seconds in people.items()}
-        notes.append(f"{config.review.double_share:.0%} of them by two people (0 % where there is one)")
-    return phase(None if waits else 0.0, None if waits else 0.0, notes=notes, people_seconds=people)
+             f"{config.review.seconds_per_item:g} s each, and {config.review.double_share:.0%} of them read twice"]  # fmt: skip
+    return phase(None, None, notes=notes, people_seconds={"first": questions * each, "last": later * each})
 
 
 def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed: Assumed) -> dict[str, Any]:
@@ -197,7 +199,8 @@ def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed
         model, row, device=GPU, world=hardware.gpus, checkpointing=settings.activation_checkpointing, frozen=frozen
     )
     gpu = max(needs["peak"], needs["start"]) * (1 + assumed.fragmentation) + assumed.framework_bytes
-    host = hardware.gpus * (4 * model.total + assumed.worker_bytes)  # every worker reads all weights as float32
+    # Every worker reads all weights as float32 before it keeps its shard.
+    host = hardware.gpus * (4 * model.total + (1 + settings.loaders) * assumed.worker_bytes)
     fresh = config.explore.budget * len(kinds)
     rounds = config.loop.max_iterations if settings.replay == "all" else 1
     useful = step_flops(flops_sizes(model), [round(sample)], round(answer), load.image * model.merged, load.image)

@@ -9,9 +9,11 @@ from click.testing import CliRunner
 from medq_ray import recipes
 from medq_ray.cli import main
 from medq_ray.config import override
+from medq_ray.evolve.flops import PEAK
 from medq_ray.model.tiny import embedded_checkpoint
 from medq_ray.plan import Hardware, plan
 from medq_ray.plan.assumed import Assumed
+from medq_ray.plan.phases import BANDWIDTH
 from medq_ray.plan.sizes import sizes_of
 
 A100S = Hardware(gpus=8, gpu_memory=80e9)
@@ -101,6 +103,11 @@ def test_the_command_prints_every_phase_and_every_assumption():
     assert found["assumptions"]["peak_flops"]["value"] == 312e12
 
 
+def test_every_gpu_has_peak_and_bandwidth_and_is_in_the_help():
+    assert set(BANDWIDTH) == set(PEAK)
+    assert all(name in run("--help").output for name in PEAK)
+
+
 def test_a_folders_config_is_enough(tmp_path):
     config = embedded_checkpoint() / "config.json"
     (tmp_path / "config.json").write_text(config.read_text())
@@ -112,6 +119,7 @@ def test_a_folders_config_is_enough(tmp_path):
     ("arguments", "complaint"),
     [
         ([], "give either --recipe or --config"),
+        (["--recipe", "demo", "--gpu", "T4"], "nothing is known of a GPU 'T4'; there are: A100"),
         (["--recipe", "dmo"], "unknown recipe 'dmo'"),
         (["--recipe", "demo", "--set", "evolve.max_token=1"], "unknown setting 'evolve.max_token'"),
         (["--recipe", "demo", "--checkpoint", "{tmp}/nowhere"], "nowhere has no config.json"),

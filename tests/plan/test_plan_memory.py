@@ -85,6 +85,13 @@ def measured(checkpoint, encoded, samples, settings):
     return before + peak_of(step), tensors
 
 
+def test_blocks_are_units_from_the_workers_size_on():
+    from medq_ray.evolve import worker
+    from medq_ray.plan import memory
+
+    assert memory.UNIT == worker.UNIT
+
+
 @pytest.mark.parametrize(
     ("world", "count", "checkpointing", "frozen"),
     [
