@@ -25,7 +25,7 @@ HOMES = {
     "open_clip": {"medq_ray/model/encoder.py", "medq_ray/model/assets/train_encoder.py"},
     "faiss": {"medq_ray/pool/search.py"},
     "openai": {"medq_ray/model/chat.py"},
-    "sqlalchemy": {"medq_ray/review/store.py"},
+    "sqlalchemy": {"medq_ray/review/store.py", "medq_ray/review/tables.py"},
 }
 
 

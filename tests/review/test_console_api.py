@@ -88,7 +88,8 @@ def test_the_whole_of_a_reading(address, pictures):
     assert ann.post(f"/api/leases/{token}/skip", json={"reason": "later", "seconds": 1}).json()["counts"]
     token = ann.post("/api/next").json()["token"]
     assert ann.post(f"/api/leases/{token}/flag", json={"reason": "odd", "seconds": 1}).json()["counts"]
-    assert room.client("ben").post("/api/next").json()["notes"] == [{"reviewer": "ann", "reason": "odd"}]
+    assert room.client("ben").post("/api/next").json()["notes"] == [
+        {"reviewer": "ann", "colleague": None, "reason": "odd"}]  # fmt: skip
     token = ann.post("/api/next").json()["token"]
     assert ann.post(f"/api/leases/{token}/renew").json() == {"until": room.clock() + 600}
     assert ann.post(f"/api/leases/{token}/release").status_code == 204
@@ -384,4 +385,4 @@ def test_without_the_store_one_line_says_so(room, tmp_path, monkeypatch):
 
 def test_the_interface_describes_itself(room):
     paths = room.client().get("/api/openapi.json").json()["paths"]
-    assert "/api/leases/{token}/verdict" in paths and len(paths) == 12
+    assert "/api/leases/{token}/verdict" in paths and len(paths) == 13

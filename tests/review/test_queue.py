@@ -218,7 +218,8 @@ def test_what_is_flagged_goes_to_a_colleague_first_of_all_with_its_note(stocked)
     assert lease.item_id == 2 and lease.notes == []
     queue.flag("ann", lease.token, "metal or motion?", seconds=1.0)
     other = queue.lease("ben")
-    assert other.item_id == 2 and other.notes == [{"reviewer": "ann", "reason": "metal or motion?"}]
+    assert other.item_id == 2 and other.notes == [
+        {"reviewer": "ann", "colleague": None, "reason": "metal or motion?"}]  # fmt: skip
     queue.flag("ben", other.token, "no idea either", seconds=1.0)
     for name in ("ann", "ben"):
         found = queue.lease(name)

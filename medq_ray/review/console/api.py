@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from medq_ray.images import encode_png, read_image
 from medq_ray.review.console.access import Access
 from medq_ray.review.console.shapes import (
-    Given, Item, Me, Progress, ReasonBody, Refusal, Renewed, VerdictBody, item_of,
+    FlagBody, Given, Item, Person, Progress, ReasonBody, Refusal, Renewed, VerdictBody, item_of,
 )  # fmt: skip
 from medq_ray.review.queue import LEADS, Queue
 from medq_ray.review.stats import overview
@@ -19,70 +19,75 @@ PNG = {200: {"content": {"image/png": {}}}}
 def routes(queue: Queue, access: Access) -> APIRouter:
     """Everything under /api."""
     api = APIRouter(prefix="/api", responses={"4XX": {"model": Refusal}, 503: {"model": Refusal}})
-    Person = Annotated[dict, Depends(access.reviewer)]
+    Asking = Annotated[dict, Depends(access.reviewer)]
 
     @api.get("/me")
-    def me(person: Person) -> Me:
+    def me(person: Asking) -> Person:
         """Who is asking."""
-        return Me(name=person["name"], role=person["role"])
+        return Person(name=person["name"], role=person["role"])
+
+    @api.get("/colleagues")
+    def colleagues(person: Asking) -> list[Person]:
+        """All others who may review: whom a flag may name."""
+        return [Person(**other) for other in queue.colleagues(person["name"])]
 
     @api.post("/next")
-    def following(person: Person, after: Annotated[int | None, Query(ge=0)] = None) -> Item | None:
+    def following(person: Asking, after: Annotated[int | None, Query(ge=0)] = None) -> Item | None:
         """The item to read now; after: the one after that of this lease. Null when nothing is left for this reviewer.
         Whoever asks holds it, for as long as they `renew`."""
         lease = queue.lease(person["name"], after)
         return None if lease is None else item_of(lease)
 
     @api.post("/leases/{token}/renew")
-    def renew(person: Person, token: int) -> Renewed:
+    def renew(person: Asking, token: int) -> Renewed:
         """The sign of life."""
         return Renewed(until=queue.renew(person["name"], token))
 
     @api.post("/leases/{token}/release", status_code=204)
-    def release(person: Person, token: int) -> None:
+    def release(person: Asking, token: int) -> None:
         """Give an item back unread."""
         queue.release(person["name"], token)
 
     @api.post("/leases/{token}/verdict")
-    def verdict(person: Person, token: int, body: VerdictBody) -> Given:
+    def verdict(person: Asking, token: int, body: VerdictBody) -> Given:
         """Accept, edit or reject; the same sent again is the same event."""
         return Given(**vars(queue.verdict(person["name"], token, **body.model_dump())))
 
     @api.post("/leases/{token}/skip")
-    def skip(person: Person, token: int, body: ReasonBody) -> Given:
+    def skip(person: Asking, token: int, body: ReasonBody) -> Given:
         """Leave the item to others."""
         return Given(**vars(queue.skip(person["name"], token, **body.model_dump())))
 
     @api.post("/leases/{token}/flag")
-    def flag(person: Person, token: int, body: ReasonBody) -> Given:
+    def flag(person: Asking, token: int, body: FlagBody) -> Given:
         """Ask for a colleague's opinion."""
         return Given(**vars(queue.flag(person["name"], token, **body.model_dump())))
 
     @api.post("/undo")
-    def undo(person: Person) -> Item | None:
+    def undo(person: Asking) -> Item | None:
         """Take one's last verdict, skip or flag back and have its item again; null when colleagues have it."""
         lease = queue.undo(person["name"])
         return None if lease is None else item_of(lease)
 
     @api.get("/progress")
-    def progress(person: Person) -> Progress:
+    def progress(person: Asking) -> Progress:
         """How many items there are, in all iterations, and what is left of them."""
         rows = list(queue.left().values())
         sums = {name: sum(row[name] for row in rows) for name in ("done", "unread", "second", "adjudicate", "held")}
         return Progress(items=sum(sums.values()) - sums["held"], **sums)
 
     @api.get("/stats")
-    def stats(person: Person) -> dict:
+    def stats(person: Asking) -> dict:
         """Table 3 as it stands; of single reviewers only who is asking, for leads all."""
         return table3_for(queue, person)
 
     @api.get("/items/{item_id}/images/{number}", response_class=Response, responses=PNG)
-    def image(person: Person, item_id: int, number: int) -> Response:
+    def image(person: Asking, item_id: int, number: int) -> Response:
         """An image of an item, from 0, as PNG without metadata; for leads, and for who holds or held the item."""
         return picture(person, item_id, "image", number)
 
     @api.get("/items/{item_id}/failures/{number}", response_class=Response, responses=PNG)
-    def failure(person: Person, item_id: int, number: int) -> Response:
+    def failure(person: Asking, item_id: int, number: int) -> Response:
         """An image that the model failed at in the same way."""
         return picture(person, item_id, "failure", number)
 

@@ -93,7 +93,7 @@ def _add_pages(app: FastAPI, access: Access, queue: Queue, log: Callable, refuse
     @app.get("/", include_in_schema=False)
     def work(request: Request) -> Response:
         person = access.of_session(request)
-        return to("/login") if person is None else page("page.html", person=person, csrf=access.csrf(request))
+        return to("/login") if person is None else page("page.html", person=person, csrf=access.csrf(request, person))
 
     @app.get("/stats", include_in_schema=False)
     def stats(request: Request) -> Response:

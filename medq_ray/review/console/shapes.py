@@ -33,6 +33,11 @@ class ReasonBody(Body):
     reason: Text
 
 
+class FlagBody(ReasonBody):
+    colleague: Text | None = None
+    """Whose opinion is asked for (`/api/colleagues`), null for anybody's."""
+
+
 class Question(BaseModel):
     text: str
     kind: str
@@ -86,12 +91,16 @@ class Failure(BaseModel):
 
 class Note(BaseModel):
     reviewer: str
+    colleague: str | None
+    """Whom they ask, null for anybody."""
     reason: str
 
 
-class Read(Note):
+class Read(BaseModel):
+    reviewer: str
     action: str
     after: str
+    reason: str
 
 
 class Item(BaseModel):
@@ -137,7 +146,7 @@ class Progress(BaseModel):
     held: int
 
 
-class Me(BaseModel):
+class Person(BaseModel):
     name: str
     role: str
 
