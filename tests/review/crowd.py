@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from medq_ray.review.store import Store
 
@@ -37,6 +38,11 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().split()[-1]
         self.port = self.url.rpartition(":")[2]
+
+    def cpu(self) -> float:
+        """Seconds of processor that this process has used."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
 
     def kill(self) -> None:
         """As the kernel does it: nothing is told or finished."""

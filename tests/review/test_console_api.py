@@ -13,8 +13,9 @@ from medq_ray.config import Review
 from medq_ray.review.accounts import dismiss, new_token
 from medq_ray.review.console import console
 from medq_ray.review.console.access import COOKIE, PER_ADDRESS, PER_NAME, SESSION_SECONDS, WINDOW
-from medq_ray.review.console.guard import LARGEST_BODY
-from medq_ray.review.store import Store
+from medq_ray.review.console.guard import HEADERS, LARGEST_BODY
+from medq_ray.review.queue import Queue
+from medq_ray.review.store import Store, Transaction
 
 SCRIPT = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 PEOPLE = {"ann": "reviewer", "ben": "reviewer", "lea": "lead"}
@@ -338,6 +339,28 @@ def test_every_reply_has_strict_headers(room):
         text = browser.get(path).text
         assert not re.search(r"<style|\sstyle=|\son\w+=|https?://", text)
         assert all("src=" in script for script in re.findall(r"<script[^>]*>", text))
+
+
+def test_strict_headers_also_where_something_is_wrong(room, monkeypatch):
+    """Whatever the status, and no word about the inside where it is our fault."""
+    def broken(*_):
+        raise RuntimeError("secret /inside/path")
+
+    ann, large = room.client("ann"), b"x" * (LARGEST_BODY + 1)
+    replies = [ann.get("/nowhere"), ann.get("/static/nowhere"), ann.put("/api/me"), room.client().get("/api/me"),
+               ann.post("/api/leases/1/verdict", json={}), ann.post("/api/leases/7/renew"),
+               ann.post("/api/undo", content=large)]  # fmt: skip
+    monkeypatch.setattr(Queue, "left", broken)
+    monkeypatch.setattr(Transaction, "reviewers", broken)
+    replies += [ann.get("/api/progress"), ann.get("/api/stats"), ann.get("/stats")]
+    browser, _ = room.page("lea")
+    replies.append(browser.get("/stats"))
+    assert [reply.status_code for reply in replies] == [404, 404, 405, 401, 400, 403, 413, 500, 500, 303, 500]
+    for reply in replies:
+        assert HEADERS.items() <= dict(reply.headers).items() and reply.headers["cache-control"] in (
+            "no-store", "no-cache")  # fmt: skip
+        assert "secret" not in reply.text and "inside" not in reply.text and "Traceback" not in reply.text
+        assert reply.status_code == 303 or error(reply, reply.status_code)
 
 
 def test_a_reviewer_sees_their_own_numbers_and_a_lead_all(room):
