@@ -43,7 +43,7 @@ BUSY_SECONDS = 30
 CONNECTIONS = 40
 """At most: as many as a server has threads that ask (Starlette: 40)."""
 LARGEST = 2**31 - 1
-"""Of the ids; who sends a larger one made it up."""
+"""Of the ids, from 1; who sends another made it up, and no database takes numbers of any size."""
 ALONE = 0x6D656471
 """PostgreSQL's advisory lock of whoever changes the store as a whole."""
 
@@ -178,7 +178,7 @@ class Transaction:
         self.connection.execute(iterations.update().where(iterations.c.iteration == number).values(closed_at=at))
 
     def item(self, item_id: int) -> dict | None:
-        return None if item_id > LARGEST else self._row(t.ITEM, item_id=item_id)
+        return self._row(t.ITEM, item_id=item_id) if 0 < item_id <= LARGEST else None
 
     def items(self, columns: tuple[str, ...]) -> list[dict]:
         """These columns of all items."""
@@ -253,7 +253,7 @@ class Transaction:
         self.connection.execute(t.MOVE, {"moved": item_id} | columns)
 
     def lease(self, token: int) -> dict | None:
-        return None if token > LARGEST else self._row(t.LEASE, token=token)
+        return self._row(t.LEASE, token=token) if 0 < token <= LARGEST else None
 
     def held(self, reviewer: str, now: float) -> list[dict]:
         """A reviewer's leases in force, oldest first, with `held_until`."""
