@@ -142,13 +142,14 @@ class Queue:
                     if person["active"] and person["name"] != reviewer]  # fmt: skip
 
     def undo(self, reviewer: str) -> Lease | None:
-        """Take one's last verdict, skip or flag back, and have its item again; None when colleagues have it.
+        """Take one's last verdict, skip or flag back, and have its item again; None when colleagues have it, or one
+        was asked about it since.
 
         Raises ValueError when there is nothing to undo, a lead has taken the item up, or the iteration is closed.
         """
         now = self.now()
         with self.store.writing(alone=True) as transaction:  # so that no iteration closes meanwhile
-            _acting(transaction, reviewer)
+            person = _acting(transaction, reviewer)
             last = transaction.last_event(reviewer)
             if last is None:
                 raise ValueError(f"{reviewer} has nothing to undo")
@@ -171,7 +172,8 @@ class Queue:
             transaction.settle(item_id)
             transaction.log(now, reviewer, "undo", item_id, f"event {event_id} undoes {last['event_id']}")
             place = transaction.place(item_id)
-            if taken or place["stage"] != last["stage"]:  # others have read on after a skip
+            kept = place["colleague"] not in (None, reviewer) and person["role"] not in LEADS
+            if taken or kept or place["stage"] != last["stage"]:  # others have read on after a skip
                 return None
             return self._take(transaction, reviewer, place, now)
 

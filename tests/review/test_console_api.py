@@ -65,7 +65,7 @@ def error(response, status: int) -> str:
     return response.json()["error"]
 
 
-READS = ("/api/me", "/api/progress", "/api/stats", "/api/items/1/images/0", "/api/items/1/failures/0")
+READS = ("/api/me", "/api/colleagues", "/api/progress", "/api/stats", "/api/items/1/images/0", "/api/items/1/failures/0")
 WRITES = ("/api/next", "/api/leases/1/renew", "/api/leases/1/release", "/api/undo", "/logout")
 
 
@@ -205,6 +205,23 @@ def test_a_forged_or_foreign_lease_is_refused_and_logged(room):
         error(ben.post(f"/api/leases/{token}/{verb}"), 403)
     assert len(room.logged("refused")) == 14 and not room.logged("accept")
     assert ann.post(f"/api/leases/{token}/verdict", json=body).json()["counts"]
+
+
+def test_a_flag_may_name_a_colleague(room):
+    ann, ben, lea = (room.client(name) for name in ("ann", "ben", "lea"))
+    assert ann.get("/api/colleagues").json() == [{"name": "ben", "role": "reviewer"}, {"name": "lea", "role": "lead"}]
+    item = ann.post("/api/next").json()
+    path, body = f"/api/leases/{item['token']}/flag", {"reason": "look", "seconds": 1}
+    for name in ("ann", "eve", SCRIPT):
+        error(ann.post(path, json=body | {"colleague": name}), 400)
+    given = ann.post(path, json=body | {"colleague": "lea"}).json()
+    assert given["counts"] and given == ann.post(path, json=body | {"colleague": "lea"}).json()
+    assert ben.post("/api/next").json()["item_id"] != item["item_id"]
+    mine = lea.post("/api/next").json()
+    assert mine["item_id"] == item["item_id"]
+    assert mine["notes"] == [{"reviewer": "ann", "colleague": "lea", "reason": "look"}]
+    dismiss(room.store, "ben")
+    assert ann.get("/api/colleagues").json() == [{"name": "lea", "role": "lead"}]
 
 
 def test_a_late_verdict_is_kept_and_told(room):

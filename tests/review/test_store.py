@@ -71,6 +71,45 @@ def test_a_lease_gives_one_verdict_in_time(store):
         transaction.add_event(row | {"token": token})
 
 
+def test_a_store_of_version_1_is_upgraded(tmp_path):
+    """As that version left it: items 1 and 2 accepted by ann, the second of which and the third take two reads, the
+    third's verdict undone, the second flagged by ben."""
+    with sqlite3.connect(tmp_path / "review.db") as old:
+        old.executescript((Path(__file__).parent / "version1.sql").read_text())
+    old.close()
+    store = Store(tmp_path / "review.db")
+    with store.reading() as transaction:
+        places = [transaction.place(number) for number in (1, 2, 3)]
+        assert [(place["stage"], place["given"]) for place in places] == [("done", 1), ("read", 1), ("read", 0)]
+        assert {row["colleague"] for row in (*places, *transaction.events())} == {None}
+        fresh = Store(tmp_path / "fresh.db")
+        with fresh.reading() as other:
+            assert shape(transaction) == shape(other)
+
+
+def shape(transaction) -> dict:
+    """Table -> its columns and indices by name."""
+    seen = inspect(transaction.connection)
+    return {name: ({column["name"] for column in seen.get_columns(name)}, {index["name"] for index in
+                   seen.get_indexes(name)}) for name in seen.get_table_names()}  # fmt: skip
+
+
+def test_the_step_from_version_1_is_understood_by_both(address):
+    store = Store(address)
+    stock(store, [item(1)], {"ann": "reviewer"})
+    drops = ("DROP INDEX queue_left", "DROP INDEX queue_colleague", "ALTER TABLE queue RENAME given TO g",
+             "ALTER TABLE queue RENAME colleague TO c", "ALTER TABLE events RENAME colleague TO c",
+             "ALTER TABLE queue ALTER g DROP NOT NULL" if "postgresql" in address else "SELECT 1",
+             "UPDATE version SET version = 1")  # fmt: skip
+    with store.writing() as transaction:
+        for statement in drops:
+            transaction.connection.execute(text(statement))
+    store.close()
+    assert version_of(address) == VERSION
+    with Store(address).reading() as transaction:
+        assert transaction.place(1)["given"] == 0
+
+
 ADDED = {
     VERSION: (
         "ALTER TABLE items ADD COLUMN site TEXT NOT NULL DEFAULT 'here'",

@@ -41,7 +41,8 @@ class Guard:
             await send(message)
 
         if scope.get("root_path"):  # a prefix of Ray Serve's, under which no link of the pages leads anywhere
-            await self._refuse(404, "the console stands at '/': serve it without a route prefix", scope, receive, strict)
+            why = "the console stands at '/': serve it without a route prefix"
+            await self._refuse(404, why, scope, receive, strict)
             return
         body = bytearray()
         while True:

@@ -151,6 +151,17 @@ function ask(action) {
   open(reasonForm(action, send, close));
 }
 
+/** Ask any colleague, or one by name; of an adjudication leads only. */
+async function flag() {
+  const { item } = queue.current;
+  const all = await get("/api/colleagues").catch(() => []); // then it can be flagged for any
+  if (queue.current?.item !== item || sheet) {
+    return; // the item was decided meanwhile, or another form is open
+  }
+  const able = all.filter(({ role }) => item.stage === "read" || role !== "reviewer").map(({ name }) => name);
+  open(reasonForm("flag", (reason, colleague) => give("flag", "flag", { reason, colleague }), close, able));
+}
+
 function undo() {
   return alone(async () => {
     keepTime();
@@ -195,7 +206,7 @@ const LEVELS = { ArrowUp: [10, 0], ArrowDown: [-10, 0], ArrowLeft: [0, -10], Arr
 const PANS = { ArrowUp: [0, STEP], ArrowDown: [0, -STEP], ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0] };
 const ACTIONS = {
   accept: () => verdict("accept"), edit, undo,
-  reject: () => ask("reject"), skip: () => ask("skip"), flag: () => ask("flag"),
+  reject: () => ask("reject"), skip: () => ask("skip"), flag,
   closer: () => viewer.zoom(1.25), farther: () => viewer.zoom(0.8), reset: () => viewer.reset(),
   invert: () => viewer.invert(), windowing: toggleWindowing,
   keys: () => byId("help").showModal(), leave,
