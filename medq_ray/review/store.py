@@ -1,7 +1,7 @@
 """The review store: what is to be reviewed, who holds it, and every verdict that was ever given.
 
-SQLite by default, PostgreSQL by address, the same code. One store holds the reviews of one run. Here is how it is opened
-and what is asked of it; tables and statements are in `tables.py`, the rules in `queue.py`.
+SQLite by default, PostgreSQL by address, the same code. One store holds the reviews of one run. Here is how it is
+opened and what is asked of it; tables and statements are in `tables.py`, the rules in `queue.py`.
 
 Migrations are our own: a number in the store and `STEPS` from each number to the next, since there is one line of
 versions and nobody goes back. Alembic would add a dependency, an environment, a template and a second definition of
@@ -29,8 +29,8 @@ STEPS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE events ADD COLUMN colleague TEXT REFERENCES reviewers (name)",
         "ALTER TABLE queue ADD COLUMN colleague TEXT REFERENCES reviewers (name)",
         "ALTER TABLE queue ADD COLUMN given INTEGER NOT NULL DEFAULT 0",
-        "UPDATE queue SET given = (SELECT count(*) FROM events WHERE events.item_id = queue.item_id AND NOT events.late "
-        "AND events.stage = 'read' AND events.action IN ('accept', 'edit', 'reject') "
+        "UPDATE queue SET given = (SELECT count(*) FROM events WHERE events.item_id = queue.item_id "
+        "AND NOT events.late AND events.stage = 'read' AND events.action IN ('accept', 'edit', 'reject') "
         "AND NOT EXISTS (SELECT * FROM events AS undo WHERE undo.undoes = events.event_id))",
         "CREATE INDEX queue_left ON queue (iteration, stage, given)",
         "CREATE INDEX queue_colleague ON queue (colleague)",
@@ -50,8 +50,8 @@ ALONE = 0x6D656471
 
 class Disk:
     """What makes SQLite's write-ahead log outlive a power cut. Who comes while a `flush` is under way shares the next
-    one with all others who wait; SQLite's own (synchronous = FULL: 1 ms, now and then 6) would have each writer wait for
-    it alone, with the lock of all in hand."""
+    one with all others who wait; SQLite's own (synchronous = FULL: 1 ms, now and then 6) would have each writer wait
+    for it alone, with the lock of all in hand."""
 
     def __init__(self, file: str):
         self.log, self.lock, self.tickets, self.flushed = f"{file}-wal", threading.Lock(), itertools.count(1), 0
@@ -307,7 +307,7 @@ def _prepare_sqlite(connection, _record) -> None:
     connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS}")
     connection.execute("PRAGMA foreign_keys = ON")
     _to_wal(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")  # the log goes to the disk by `Disk.flush`, before anybody is told
+    connection.execute("PRAGMA synchronous = NORMAL")  # `Disk.flush` is what makes a verdict outlive a power cut
 
 
 def _to_wal(connection: sqlite3.Connection) -> None:
