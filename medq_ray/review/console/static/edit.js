@@ -20,11 +20,11 @@ const letter = (n) => String.fromCharCode(65 + n);
 /** An option as it is read: "B. motion". */
 export const named = (options, n) => `${letter(n)}. ${options[n]}`;
 
-/** A form that calls give(reason, colleague); its keys are the numbers, and 0 for words of one's own. A flag may name one
- *  of `colleagues`. */
-export function reasonForm(action, give, cancel, colleagues = []) {
-  const whom = element("select", { "aria-label": "Whose opinion" },
-    element("option", { value: "" }, "any colleague"), colleagues.map((name) => element("option", { value: name }, name)));
+/** A form that calls give(reason, colleague); its keys are the numbers, and 0 for words of one's own. colleagues: a promise
+ *  of names, one of whom a flag may ask; without it nobody is. */
+export function reasonForm(action, give, cancel, colleagues) {
+  const whom = element("select", { "aria-label": "Whose opinion" }, element("option", { value: "" }, "any colleague"));
+  colleagues?.then((names) => whom.append(...names.map((name) => element("option", { value: name }, name))));
   const send = (reason) => give(reason, whom.value || null);
   const own = element("input", { type: "text", maxlength: "4000", "aria-label": "Another reason", required: true,
                                  placeholder: "Another reason" });
@@ -33,14 +33,14 @@ export function reasonForm(action, give, cancel, colleagues = []) {
             element("kbd", {}, `${n + 1}`), reason));
   const form = element("form", { class: "sheet", "aria-label": TITLES[action] },
     element("h2", {}, TITLES[action]),
-    colleagues.length > 0 && element("label", { class: "row" }, element("kbd", {}, "C"), whom), buttons,
+    colleagues && element("label", { class: "row" }, element("kbd", {}, "C"), whom), buttons,
     element("div", { class: "row own" }, element("kbd", {}, "0"), own, element("button", {}, "Send")),
     element("button", { type: "button", class: "quiet", click: cancel }, "Cancel ", element("kbd", {}, "Esc")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     send(own.value);
   });
-  onKeys(form, (key) => ({ 0: own, c: colleagues.length > 0 && whom })[key] || buttons[Number(key) - 1]);
+  onKeys(form, (key) => ({ 0: own, c: colleagues && whom })[key] || buttons[Number(key) - 1]);
   return { form, first: buttons[0] };
 }
 

@@ -152,14 +152,10 @@ function ask(action) {
 }
 
 /** Ask any colleague, or one by name; of an adjudication leads only. */
-async function flag() {
-  const { item } = queue.current;
-  const all = await get("/api/colleagues").catch(() => []); // then it can be flagged for any
-  if (queue.current?.item !== item || sheet) {
-    return; // the item was decided meanwhile, or another form is open
-  }
-  const able = all.filter(({ role }) => item.stage === "read" || role !== "reviewer").map(({ name }) => name);
-  open(reasonForm("flag", (reason, colleague) => give("flag", "flag", { reason, colleague }), close, able));
+function flag() {
+  const able = ({ role }) => queue.current.item.stage === "read" || role !== "reviewer";
+  const names = get("/api/colleagues").then((all) => all.filter(able).map(({ name }) => name), () => []);
+  open(reasonForm("flag", (reason, colleague) => give("flag", "flag", { reason, colleague }), close, names));
 }
 
 function undo() {
