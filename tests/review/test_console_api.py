@@ -246,6 +246,7 @@ def test_images_are_for_who_holds_or_held_them_and_leads(room):
     assert ann.get(f"/api/items/{item['item_id']}/images/0").status_code == 200
     seen = room.logged("image")
     assert [(row["reviewer"], row["item_id"]) for row in seen] == [("ann", 1), ("lea", 1), ("ann", 1)]
+    assert [row["reviewer"] for row in room.logged("refused")] == ["ben", "ben"]
 
 
 @pytest.mark.parametrize("path", [
@@ -257,6 +258,16 @@ def test_no_path_leads_out(room, path):
     lea = room.client("lea")
     lea.post("/api/next")
     assert error(lea.get(path), lea.get(path).status_code) and lea.get(path).status_code in (400, 403, 404)
+
+
+@pytest.mark.parametrize("path", ["/static/..%2fapp.py", "/static/%2e%2e%2f%2e%2e%2fetc/passwd",
+                                  "/api/items/1/images/..%2f..%2fetc", "/..%2f..%2fetc%2fpasswd"])  # fmt: skip
+def test_who_climbs_is_in_the_log(room, path):
+    ann = room.client("ann")
+    ann.get(path)
+    (line,) = room.logged("refused")
+    assert line["detail"].startswith("404 GET /") and ".." in line["detail"] and "from testclient" in line["detail"]
+    assert ann.post("/api/next").status_code == 200
 
 
 def test_no_path_leaves(room, pictures):
@@ -394,8 +405,12 @@ def test_reads_are_blind_and_shown_to_who_adjudicates(tmp_path, pictures):
         item = person.post("/api/next").json()
         assert item["stage"] == "read" and item["reads"] == []
         person.post(f"/api/leases/{item['token']}/verdict", json=body | {"seconds": 1})
+    assert [room.client(name).post("/api/next").json() for name in ("ann", "ben")] == [None, None]
     item = room.client("lea").post("/api/next").json()
     assert item["stage"] == "adjudicate"
+    for name in ("ann", "ben"):  # nor by the lead's lease
+        error(room.client(name).post(f"/api/leases/{item['token']}/verdict", json={"action": "accept", "seconds": 1}), 403)
+    assert [row["reviewer"] for row in room.logged("refused")] == ["ann", "ben"]
     assert [(read["reviewer"], read["action"], read["after"]) for read in item["reads"]] == [
         ("ann", "accept", "A"), ("ben", "edit", "B")]  # fmt: skip
     room.store.close()

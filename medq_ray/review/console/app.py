@@ -21,7 +21,7 @@ from medq_ray.review.store import Store
 from medq_ray.review.table import HEADS, LEGEND, table_rows
 
 LOGGED = (400, 401, 403, 413, 429)
-"""Refusals that go to the audit log; a page that does not exist is none."""
+"""Refusals that go to the audit log; a page that does not exist is none, unless the path climbs."""
 
 
 def console(store: Store, settings: Review, now: Callable[[], float] = time.time) -> FastAPI:
@@ -39,7 +39,7 @@ def console(store: Store, settings: Review, now: Callable[[], float] = time.time
             transaction.log(now(), getattr(request.state, "reviewer", ""), action, detail=detail)
 
     def refused(request: Request, status: int, message: str, headers: dict | None = None) -> JSONResponse:
-        if status in LOGGED:
+        if status in LOGGED or ".." in request.url.path:
             address = request.client.host if request.client else "?"
             try:
                 log(request, "refused", f"{status} {request.method} {request.url.path} from {address}: {message}"[:500])
