@@ -273,7 +273,7 @@ class Evolve(Section):
     workers: int = Field(2, ge=1)
     """FSDP2 workers."""
     min_workers: int | None = Field(None, ge=1)
-    """Fewest workers to go on with where some were lost and there is no room for others; None: `workers`. Our choice."""
+    """Fewest workers to go on with where some were lost and no others can be had; None: `workers`. Our choice."""
     max_failures: int = Field(3, ge=0)
     """Deaths of workers after which one command goes on by itself. Our choice."""
     loaders: int = Field(1, ge=1)
@@ -319,7 +319,11 @@ class Loop(Section):
     max_iterations: int = Field(5, ge=1)
     """Fine-tunings at most. The paper reaches 10k samples at 2k each: 5."""
     plateau: float = Field(0.005, ge=0)
-    """Stop when dev accuracy rises by less than this over the best so far (Sec. 2.4 gives no rule; our choice)."""
+    """Dev accuracy has to rise by this over the checkpoint that serves, or the iteration counts as one without a rise
+    (Sec. 2.4 gives no rule; our choice)."""
+    patience: int = Field(2, ge=1)
+    """Iterations in a row without a rise that stop the loop. With 1 it never goes on after a checkpoint that was not
+    promoted. Our choice: one fine-tuning may fail; a second turn of labels that brings nothing is the last."""
 
 
 class Config(Section):

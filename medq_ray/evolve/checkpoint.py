@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from medq_ray.serving import one_line
+
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 DONE = "step.json"
 
@@ -37,10 +39,10 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: in
         try:
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
         except CheckpointException as error:
-            first = next(iter(error.failures.values()))[0]
-            if isinstance(first, OSError):
-                raise OSError(first.errno, f"checkpoint after step {step}: {first.strerror}", str(scratch)) from error
-            raise
+            first = one_line(next(iter(error.failures.values()))[0], 120)
+            free = shutil.disk_usage(scratch).free / 1e9
+            raise OSError(f"checkpoint after step {step} cannot be written to {scratch}, where {free:.1f} GB are free; "
+                          f"make room and give the same command again ({first})") from error  # fmt: skip
         if rank == 0:
             Path(folder, DONE).write_text(json.dumps(step))
         ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))

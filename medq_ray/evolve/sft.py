@@ -20,6 +20,7 @@ from medq_ray.artifacts import SCRATCH, digest_folder, digest_of
 from medq_ray.config import Config, identity
 from medq_ray.console import progress, say
 from medq_ray.evolve.adapters import adapter_of
+from medq_ray.evolve.dataset import read_dataset
 from medq_ray.serving import EngineError, one_line
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def fine_tune(
 
     tokens: of each of its samples, by question id (`feed.measure`). metrics.jsonl has a line a step: step, epoch, loss
     (nats a sample, by `answer_loss`), grad_norm, lr, samples, tokens, answer_tokens, image_tokens, which equal inputs
-    give equal; and how fast it was: seconds, samples_per_second, tokens_per_second, mfu, memory_bytes (`evolve.metrics`).
+    give equal; and how fast it was (`evolve.metrics`).
 
     A worker that dies is replaced, or done without down to `evolve.min_workers`, up to `evolve.max_failures` times.
 
@@ -52,10 +53,10 @@ def fine_tune(
     from ray.train.torch import TorchTrainer
 
     adapter_of(checkpoint)
+    _, card = read_dataset(dataset)
     started, evolve = time.perf_counter(), config.evolve
     decisive, seed = identity(config)["evolve"], [config.seed, iteration]
-    name = digest_of([decisive, seed, tokens, json.loads((dataset / "card.json").read_text())["digests"],
-                      digest_folder(checkpoint)])  # fmt: skip
+    name = digest_of([decisive, seed, tokens, card["digests"], digest_folder(checkpoint)])
     scratch = (folder / SCRATCH).resolve()
     for stale in scratch.glob("*"):
         if stale.name != name:

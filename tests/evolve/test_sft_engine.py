@@ -2,10 +2,10 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,12 +14,10 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from medq_ray.artifacts import digest_file, read_json, read_table
-from medq_ray.config import override
+from medq_ray.artifacts import digest_file
 from medq_ray.evolve.dataset import read_dataset
 from medq_ray.evolve.sft import fine_tune
 from medq_ray.model.tiny import embedded_checkpoint
-from medq_ray.serving import EngineError
 from tests.evolve import fake
 from tests.evolve.run_evolve import CONFIG, STEPS_AN_EPOCH, run, steps
 
@@ -198,7 +196,9 @@ def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command,
     from safetensors.torch import load_file
 
     command = [*command, "--nodes", "evolve.min_workers=1"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as apart:  # from other Rays' addresses
+        environment = os.environ | {"RAY_TMPDIR": apart, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "a training worker died" in finished.stderr
     ours, theirs = without_times(tmp_path / "run"), without_times(unbroken[0])
@@ -212,9 +212,16 @@ def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command,
     assert (ours - theirs).norm() < 1e-2 * (theirs - start).norm()
 
 
-def again(folder: Path, to: Path, config=CONFIG, dataset: Path | None = None) -> dict:
-    """`fine_tune` on the data set of a finished run, into another folder."""
-    names = read_table(folder / "train" / "samples.parquet")["question_id"].to_pylist()
-    to.mkdir(exist_ok=True)
-    return fine_tune(to, dataset=dataset or folder / "dataset", tokens=dict.fromkeys(names, 60),
-                     checkpoint=embedded_checkpoint(), config=config, iteration=0)  # fmt: skip
+def test_an_image_that_no_longer_opens_is_named_and_nothing_is_written(unbroken, tmp_path):
+    folder, _ = unbroken
+    rows = read_dataset(folder / "dataset")[0].to_pylist()
+    image = Path(rows[-1]["images"][0])
+    image.rename(image.with_suffix(".gone"))
+    try:
+        with pytest.raises(ValueError, match=f"sample {image.stem}-.*{image}") as caught:
+            fine_tune(tmp_path, dataset=folder / "dataset", tokens={row["question_id"]: 60 for row in rows},
+                      checkpoint=embedded_checkpoint(), config=CONFIG, iteration=0)  # fmt: skip
+    finally:
+        image.with_suffix(".gone").rename(image)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoint").exists()

@@ -214,6 +214,23 @@ def test_nan_stops_before_the_weights_change_and_names_the_samples(checkpoint, e
     assert all(torch.equal(p.full_tensor(), old) for p, old in zip(model.parameters(), before, strict=True))
 
 
+def test_a_full_disk_is_named_with_the_step(checkpoint, one_rank, tmp_path):
+    import resource
+
+    from medq_ray.evolve import worker
+    from medq_ray.evolve.checkpoint import save
+
+    model = worker.sharded(loaded(checkpoint), torch.device("cpu"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may be larger: a write fails as on a full disk
+    try:
+        with pytest.raises(OSError, match=f"checkpoint after step 7 .* {tmp_path}, .* GB are free; make room"):
+            save(model, worker.new_optimizer(model, SETTINGS), 7, 0, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
 def test_counted_operations_are_those_that_torch_counts(checkpoint, encoded):
     """Within 10 %: ours counts weights, torch what its kernels were given. Ours are more by biases and by the gradient
     of the pixels, which nobody computes: 3 % of the tiny Qwen's, whose patches are a tenth of its weights."""
