@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from medq_ray.images import encode_png, read_image
 from medq_ray.review.console.access import Access
 from medq_ray.review.console.shapes import (
-    Given, Item, Me, Progress, ReasonBody, Refusal, Renewed, VerdictBody, item_of,
+    Body, Given, Item, Me, Progress, ReasonBody, Refusal, Renewed, VerdictBody, item_of,
 )  # fmt: skip
 from medq_ray.review.queue import LEADS, Queue
 from medq_ray.review.stats import overview
@@ -20,6 +20,15 @@ def routes(queue: Queue, access: Access) -> APIRouter:
     """Everything under /api."""
     api = APIRouter(prefix="/api", responses={"4XX": {"model": Refusal}, 503: {"model": Refusal}})
     Person = Annotated[dict, Depends(access.reviewer)]
+
+    def meant(token: int, body: Body) -> dict:
+        """The arguments that came with a token. Raises PermissionError when it is another lease's than the sender's."""
+        if body.taken_at is not None:
+            with queue.store.reading() as transaction:
+                lease = transaction.lease(token)
+            if lease is None or lease["taken_at"] != body.taken_at:
+                raise PermissionError(f"lease {token} is another one here: it was given by another store")
+        return body.model_dump(exclude={"taken_at"})
 
     @api.get("/me")
     def me(person: Person) -> Me:
@@ -46,17 +55,17 @@ def routes(queue: Queue, access: Access) -> APIRouter:
     @api.post("/leases/{token}/verdict")
     def verdict(person: Person, token: int, body: VerdictBody) -> Given:
         """Accept, edit or reject; the same sent again is the same event."""
-        return Given(**vars(queue.verdict(person["name"], token, **body.model_dump())))
+        return Given(**vars(queue.verdict(person["name"], token, **meant(token, body))))
 
     @api.post("/leases/{token}/skip")
     def skip(person: Person, token: int, body: ReasonBody) -> Given:
         """Leave the item to others."""
-        return Given(**vars(queue.skip(person["name"], token, **body.model_dump())))
+        return Given(**vars(queue.skip(person["name"], token, **meant(token, body))))
 
     @api.post("/leases/{token}/flag")
     def flag(person: Person, token: int, body: ReasonBody) -> Given:
         """Ask for a colleague's opinion."""
-        return Given(**vars(queue.flag(person["name"], token, **body.model_dump())))
+        return Given(**vars(queue.flag(person["name"], token, **meant(token, body))))
 
     @api.post("/undo")
     def undo(person: Person) -> Item | None:
