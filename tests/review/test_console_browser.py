@@ -1,17 +1,13 @@
 """The console in a real Chromium: reading by keyboard alone, and what the page does with what it is given."""
 
 import json
-import os
-import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from reading_room import KINDS, MODALITIES, draw, furnish, piece
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
+from reading_desk import PATIENCE
+from reading_room import KINDS, MODALITIES, piece
+from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.actions.mouse_button import MouseButton
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
@@ -23,130 +19,16 @@ from medq_ray.review.store import Store
 
 pytestmark = pytest.mark.e2e
 SCRIPT = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-PATIENCE = 30
-SLOWEST = 500
-"""Milliseconds from a key to the next image, the verdict being stored in between: 25 to 240 were seen on two cores with
-a load of 4."""
-STOPWATCH = """
-    window.waits = [];
-    document.addEventListener("keydown", () => (window.pressed = performance.now()), {capture: true});
-    new MutationObserver(() => document.body.dataset.shown && window.waits.push(performance.now() - window.pressed))
-      .observe(document.body, {attributeFilter: ["data-shown"]});
-"""
 SMALLEST = 44
 """CSS pixels of a side of a button that a finger finds."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no browser: apt-get install chromium chromium-driver")
-    options = ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, ChromeService(programs[1]))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
-def artefacts(tmp_path_factory) -> Path:
-    """Where screenshots are kept."""
-    folder = Path(os.environ.get("CI_ARTIFACTS") or tmp_path_factory.mktemp("screenshots")) / "review-console"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> dict[str, str]:
-    return draw(tmp_path_factory.mktemp("pictures"), size=448)
-
-
-class Desk:
-    """A served store, and a browser before it."""
-
-    def __init__(self, browser: Chrome, address: str, tokens: dict[str, str], store: Path):
-        self.browser, self.address, self.tokens, self.store = browser, address, tokens, store
-
-    def size(self, width: int, height: int) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-    def log_in(self, name: str) -> None:
-        self.browser.get(f"{self.address}/login")
-        self.browser.delete_all_cookies()
-        self.browser.get(f"{self.address}/login")
-        self.browser.execute_script("sessionStorage.clear()")
-        focused = "return document.activeElement.id"  # a moment after the page has loaded
-        WebDriverWait(self.browser, PATIENCE).until(lambda _: self.browser.execute_script(focused) == "token")
-        self.press(self.tokens[name], Keys.ENTER)
-        self.await_item()
-
-    def press(self, *keys: str) -> None:
-        self.browser.switch_to.active_element.send_keys(*keys)
-
-    def shown(self) -> str:
-        """The item whose image is on the screen, '' while there is none."""
-        return self.browser.execute_script("return document.body.dataset.shown ?? ''")
-
-    def await_item(self, other_than: str = "") -> str:
-        def there(_) -> bool:
-            return self.shown() not in ("", other_than) and not self.browser.execute_script(
-                "return document.body.classList.contains('busy')")  # fmt: skip
-
-        WebDriverWait(self.browser, PATIENCE, 0.02).until(there)
-        return self.shown()
-
-    def give(self, *keys: str) -> str:
-        """Press keys that give a verdict; the item after it."""
-        before = self.shown()
-        self.press(*keys[:1])
-        for key in keys[1:]:
-            self.press(key)
-        return self.await_item(before)
-
-    def text(self, css: str) -> str:
-        return self.browser.find_element(By.CSS_SELECTOR, css).text
-
-    def await_text(self, css: str, text: str) -> None:
-        WebDriverWait(self.browser, PATIENCE).until(lambda _: text in self.text(css), f"{css} does not say {text!r}")
-
-    def complaints(self) -> list[str]:
-        """Errors that the browser logged: also of the content security policy."""
-        return [row["message"] for row in self.browser.get_log("browser") if row["level"] == "SEVERE"]
-
-
-@pytest.fixture
-def desk(browser, tmp_path) -> Iterator:
-    """desk(items, people) -> a Desk."""
-    servers = []
-
-    def build(pieces: list[dict], people: dict[str, str]) -> Desk:
-        path = tmp_path / "review.db"
-        store = Store(path)
-        tokens = furnish(store, pieces, people)
-        store.close()
-        command = [sys.executable, "-m", "medq_ray.cli", "review", "serve", "--store", str(path)]
-        servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return Desk(browser, servers[-1].stdout.readline().split()[-1], tokens, path)
-
-    yield build
-    browser.get("about:blank")  # or the page asks a server that is gone
-    browser.get_log("browser")
-    for server in servers:
-        server.terminate()
-        server.wait()
 
 
 def every_kind(pictures: dict[str, str], count: int) -> list[dict]:
     return [piece(n, KINDS[n % 5], MODALITIES[n // 2 % 5], pictures) for n in range(count)]
 
 
-def test_ten_items_by_keyboard_alone(desk, pictures, artefacts):
-    at = desk(every_kind(pictures, 12), {"ann": "reviewer"})
+def test_ten_items_by_keyboard_alone(desk, large, artefacts):
+    at = desk(every_kind(large, 12), {"ann": "reviewer"})
     at.size(1280, 720)
     at.log_in("ann")
     assert at.shown() == "1"
@@ -167,13 +49,9 @@ def test_ten_items_by_keyboard_alone(desk, pictures, artefacts):
     assert at.give("a") == "5"
     assert at.give("u") == "4"  # a description: accepted too early, accepted again
     assert at.give("a") == "5"
-    at.browser.execute_script(STOPWATCH)
     for number in range(5, 11):
         assert at.shown() == str(number)
         at.give("a")
-    waits = at.browser.execute_script("return window.waits")
-    (artefacts / "milliseconds.json").write_text(json.dumps(waits))
-    assert len(waits) == 6 and statistics.median(waits) < SLOWEST
     at.await_text("#left", "10 of 12 done · 2 to read")
     assert "an hour · median" in at.text("#pace")
     done = subprocess.run([sys.executable, "-m", "medq_ray.cli", "review", "stats", "--json", "--store", str(at.store)],
@@ -189,8 +67,8 @@ def test_ten_items_by_keyboard_alone(desk, pictures, artefacts):
     assert at.complaints() == []
 
 
-def test_a_description_is_edited_by_its_fields(desk, pictures, artefacts):
-    at = desk([piece(n, "description", "ct", pictures) for n in range(3)], {"ann": "reviewer"})
+def test_a_description_is_edited_by_its_fields(desk, large, artefacts):
+    at = desk([piece(n, "description", "ct", large) for n in range(3)], {"ann": "reviewer"})
     at.size(1024, 768)
     at.log_in("ann")
     at.browser.save_screenshot(artefacts / "description-1024x768.png")
@@ -220,8 +98,8 @@ def test_a_description_is_edited_by_its_fields(desk, pictures, artefacts):
     assert at.complaints() == [] or all("400" in line for line in at.complaints())
 
 
-def test_every_control_has_a_name_and_is_large_enough_for_a_finger(desk, pictures, artefacts):
-    at = desk(every_kind(pictures, 6)[4:] + every_kind(pictures, 4), {"ann": "reviewer"})
+def test_every_control_has_a_name_and_is_large_enough_for_a_finger(desk, large, artefacts):
+    at = desk(every_kind(large, 6)[4:] + every_kind(large, 4), {"ann": "reviewer"})
     for width, height in ((1280, 720), (1024, 768), (768, 1024)):
         at.size(width, height)
         at.log_in("ann")
@@ -245,8 +123,8 @@ def test_every_control_has_a_name_and_is_large_enough_for_a_finger(desk, picture
         at.press(Keys.ESCAPE)
 
 
-def test_the_view_changes_and_is_reset(desk, pictures, artefacts):
-    at = desk([piece(n, "how", "ct", pictures) for n in range(2)], {"ann": "reviewer"})
+def test_the_view_changes_and_is_reset(desk, large, artefacts):
+    at = desk([piece(n, "how", "ct", large) for n in range(2)], {"ann": "reviewer"})
     at.size(1280, 720)
     at.log_in("ann")
 
@@ -291,8 +169,8 @@ def test_the_view_changes_and_is_reset(desk, pictures, artefacts):
     assert int(view().split(" %")[0]) == pytest.approx(1.25 * int(fitted.split(" %")[0]), rel=0.02)
 
 
-def test_what_cannot_be_seen_cannot_be_accepted(desk, pictures):
-    pieces = [piece(n, "how", "ct", pictures) for n in range(2)]
+def test_what_cannot_be_seen_cannot_be_accepted(desk, large):
+    pieces = [piece(n, "how", "ct", large) for n in range(2)]
     pieces[0]["payload"]["images"] = ["/nowhere.png"]
     at = desk(pieces, {"ann": "reviewer"})
     at.log_in("ann")
@@ -303,9 +181,9 @@ def test_what_cannot_be_seen_cannot_be_accepted(desk, pictures):
     assert at.give("s", "3") == "2"
 
 
-def test_script_in_every_text_stays_text(desk, pictures, tmp_path):
+def test_script_in_every_text_stays_text(desk, large, tmp_path):
     label = f"{SCRIPT}. Overall, the quality of this image is good."
-    pieces = [piece(n, "description", "mri", pictures, reads=2, label=label, route=SCRIPT) for n in range(2)]
+    pieces = [piece(n, "description", "mri", large, reads=2, label=label, route=SCRIPT) for n in range(2)]
     at = desk(pieces, {"ann": "reviewer", "ben": "reviewer", "lea": "lead"})
     store = Store(at.store)
     queue = Queue(store, Review())
@@ -327,8 +205,8 @@ def test_script_in_every_text_stays_text(desk, pictures, tmp_path):
     assert at.complaints() == []
 
 
-def test_time_counts_while_somebody_works(desk, pictures):
-    at = desk([piece(0, "how", "ct", pictures)], {"ann": "reviewer"})
+def test_time_counts_while_somebody_works(desk, large):
+    at = desk([piece(0, "how", "ct", large)], {"ann": "reviewer"})
     at.log_in("ann")
     found = at.browser.execute_async_script("""
         const done = arguments[0];
@@ -351,8 +229,8 @@ def test_time_counts_while_somebody_works(desk, pictures):
     assert found == [5, 25, 25, 28, 28, 28, 30, 31]
 
 
-def test_a_diff_is_in_words(desk, pictures):
-    at = desk([piece(0, "how", "ct", pictures)], {"ann": "reviewer"})
+def test_a_diff_is_in_words(desk, large):
+    at = desk([piece(0, "how", "ct", large)], {"ann": "reviewer"})
     at.log_in("ann")
     found = at.browser.execute_async_script("""
         const done = arguments[0];
@@ -361,8 +239,8 @@ def test_a_diff_is_in_words(desk, pictures):
     assert found == ["same:a gone:b new:x same:c new:d", "new:a", "gone:a b", ""]
 
 
-def test_what_is_skipped_comes_back_and_undo_of_it_holds_together(desk, pictures):
-    at = desk([piece(n, "how", "ct", pictures) for n in range(2)], {"ann": "reviewer"})
+def test_what_is_skipped_comes_back_and_undo_of_it_holds_together(desk, large):
+    at = desk([piece(n, "how", "ct", large) for n in range(2)], {"ann": "reviewer"})
     at.log_in("ann")
     assert at.give("s", "1") == "2"
     assert at.give("a") == "1"  # nothing else was left

@@ -16,7 +16,7 @@ const STEP = 40; // CSS pixels or greys that an arrow key moves by
 const DONE = { accept: "Accepted", edit: "Edited", reject: "Rejected", skip: "Skipped", flag: "Flagged" };
 
 const outbox = new Outbox({ stored, refused, changed });
-const queue = new Queue(() => outbox.settled());
+const queue = new Queue(() => outbox.settled(), (item) => (document.body.dataset.ahead = item.item_id));
 const clock = new ActiveTime();
 const viewer = new Viewer(byId("panes"), (line) => (byId("view").textContent = line));
 let busy = false;

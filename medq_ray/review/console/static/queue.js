@@ -15,10 +15,13 @@ export class Queue {
   #ahead = [];
   #coming = null; // the prefetch under way
   #settled;
+  #arrived;
 
-  /** settled: ends when what was given is stored, since nobody may hold three items; raises where that cannot be. */
-  constructor(settled) {
+  /** settled: ends when what was given is stored, since nobody may hold three items; raises where that cannot be.
+   *  arrived: is given each item that is at hand now, with its images. */
+  constructor(settled, arrived) {
     this.#settled = settled;
+    this.#arrived = arrived;
   }
 
   /** The item after the current one, at once where it is at hand; null when nothing is left. */
@@ -42,9 +45,14 @@ export class Queue {
   prefetch() {
     if (this.current && !this.#ahead.length && !this.#coming) {
       this.#coming = this.#next(`/api/next?after=${this.current.item.token}`)
-        .then((entry) => entry && this.#ahead.push(entry), () => {}) // `advance` asks again, and says what is wrong
+        .then((entry) => entry && this.#keep(entry), () => {}) // `advance` asks again, and says what is wrong
         .finally(() => (this.#coming = null));
     }
+  }
+
+  #keep(entry) {
+    this.#ahead.push(entry);
+    entry.pictures.then(() => this.#arrived(entry.item), () => {});
   }
 
   async #next(path) {
