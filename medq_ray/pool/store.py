@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray.artifacts import digest_folder, read_json, read_table, write_json, write_table
+from medq_ray.depth import beside, write_depth
 from medq_ray.images import Refused, encode_png
 from medq_ray.model.encoder import encoder_folder
 from medq_ray.pool.decode import Limits, Sandbox
@@ -205,7 +206,8 @@ class Pool:
     def fetch(self, image_ids: Iterable[str], folder: Path) -> dict[str, str]:
         """Decode some images again and write them as PNG files into `folder`; image id -> path.
 
-        From here on they have no source, no header and no name. Raises ValueError naming a file that cannot be read
+        Where the source has more than 8 bits of grey, they lie beside it (medq_ray.depth), for people's eyes only: for
+        models there is the picture. From here on they have no source, no header and no name. Raises ValueError naming a file that cannot be read
         any more or no longer has the image that was ingested.
         """
         wanted = sorted(image_ids)
@@ -220,11 +222,14 @@ class Pool:
                 try:
                     known = Row(row["uri"], row["key"], row["modality"])
                     image = sandbox.decode(row["source"], known, self.settings["side"])
+                    depth = sandbox.deepen(row["source"], known, self.settings["side"])
                 except Refused as error:
                     raise ValueError(f"{row['uri']}: cannot be read any more ({error})") from error
                 if image.image_id != row["image_id"]:
                     raise ValueError(f"{row['uri']} has changed since it was ingested; run `medq ingest` again")
                 path.write_bytes(encode_png(image.pixels))
+                if depth is not None and depth.numbers.shape == image.pixels.shape[:2]:
+                    write_depth(beside(path), depth)
                 paths[row["image_id"]] = str(path)
         return paths
 

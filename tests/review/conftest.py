@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from reading_desk import Desk, chromium, programs
-from reading_room import draw
+from reading_room import draw, furnish
 from selenium.webdriver import Chrome
 from small_store import Clock, stock
 
@@ -146,7 +146,10 @@ def desk(browser, tmp_path) -> Iterator[Callable[..., Desk]]:
     made = []
 
     def build(pieces: list[dict], people: dict[str, str]) -> Desk:
-        made.append(Desk(browser, tmp_path / "review.db", pieces, people))
+        store = Store(tmp_path / "review.db")
+        tokens = furnish(store, pieces, people)
+        store.close()
+        made.append(Desk(browser, tmp_path / "review.db", tokens))
         return made[-1]
 
     yield build

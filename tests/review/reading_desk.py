@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reading_room import furnish
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-
-from medq_ray.review.store import Store
 
 PATIENCE = 30
 """Seconds."""
@@ -39,14 +36,12 @@ def chromium(profile: Path | None = None) -> Chrome:
 class Desk:
     """A served store, and a browser before it."""
 
-    def __init__(self, browser: Chrome, store: Path, pieces: list[dict], people: dict[str, str]):
-        self.browser, self.store, self.server = browser, store, None
+    def __init__(self, browser: Chrome, store: Path, tokens: dict[str, str]):
+        """store: with items; tokens: name -> token of who may read them."""
+        self.browser, self.store, self.tokens = browser, store, tokens
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]  # its own, so that it can be started again there
         self.address = f"http://127.0.0.1:{self.port}"
-        opened = Store(store)
-        self.tokens = furnish(opened, pieces, people)
-        opened.close()
         self.start()
 
     def start(self) -> None:
@@ -93,6 +88,12 @@ class Desk:
         WebDriverWait(self.browser, PATIENCE, 0.02).until(
             lambda _: self.browser.execute_script("return document.body.dataset.ahead ?? ''") not in ("", self.shown())
         )
+
+    def painted(self, count: int) -> list[float]:
+        """What a page that takes times has seen of so many images (benchmarks.console)."""
+        found = "return window.painted.length"
+        WebDriverWait(self.browser, PATIENCE, 0.02).until(lambda _: self.browser.execute_script(found) == count)
+        return self.browser.execute_script("return window.painted")
 
     def press_button(self, css: str) -> None:
         self.browser.find_element(By.CSS_SELECTOR, css).click()

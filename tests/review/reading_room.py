@@ -15,6 +15,7 @@ from medq_ray.synthetic.world import make_image
 KINDS = ("yes_no", "what", "how", "description", "comparison")
 MODALITIES = ("mri", "ct", "endoscopy", "fundus", "histopathology")
 DAMAGE = {"mri": "motion", "ct": "metal", "endoscopy": "smoke", "fundus": "haze", "histopathology": "fold"}
+ORIGIN = {"source": "synthetic", "licence": "CC0-1.0"}
 
 
 def draw(folder: Path, size: int = 224) -> dict[str, str]:
@@ -63,7 +64,7 @@ def piece(number: int, kind: str, modality: str, pictures: dict[str, str], *, re
     return {
         "iteration": 0, "question_id": asked["question_id"], "image_id": asked["image_id"],
         "patient": f"p{number:03d}", "kind": kind, "before": annotation["label"], "priority": 1.0, "reads": reads,
-        "payload": payload_of(asked, annotation, why, failures),
+        "payload": payload_of(asked, annotation, why, failures, {name: ORIGIN for name in (asked["image_id"], "b")}),
     }  # fmt: skip
 
 

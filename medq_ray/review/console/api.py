@@ -1,10 +1,15 @@
 """The console's JSON interface and its images. Handlers are plain functions: Starlette runs them in its threads."""
 
-from typing import Annotated
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.responses import Response
 
+from medq_ray.depth import beside, read_depth
 from medq_ray.images import encode_png, read_image
 from medq_ray.review.console.access import Access
 from medq_ray.review.console.shapes import (
@@ -14,6 +19,7 @@ from medq_ray.review.queue import LEADS, Queue
 from medq_ray.review.stats import overview
 
 PNG = {200: {"content": {"image/png": {}}}}
+RAW = {200: {"content": {"application/octet-stream": {}}, "headers": {"X-Depth": {"schema": {"type": "string"}}}}}
 
 
 def routes(queue: Queue, access: Access) -> APIRouter:
@@ -88,29 +94,42 @@ def routes(queue: Queue, access: Access) -> APIRouter:
     @api.get("/items/{item_id}/images/{number}", response_class=Response, responses=PNG)
     def image(person: Person, item_id: int, number: int) -> Response:
         """An image of an item, from 0, as PNG without metadata; for leads, and for who holds or held the item."""
-        return picture(person, item_id, "image", number)
+        return png(read(person, item_id, "image", number, read_image))
+
+    @api.get("/items/{item_id}/depth/{number}", response_class=Response, responses=RAW)
+    def depth(person: Person, item_id: int, number: int) -> Response:
+        """The same image in all its bits: 16-bit little-endian numbers, row by row; the header X-Depth has what they
+        mean as JSON: value = slope * number + intercept, in the unit."""
+        found = read(person, item_id, "depth", number, lambda path: read_depth(beside(path)))
+        height, width = found.numbers.shape
+        meaning = json.dumps(asdict(found.meaning) | {"width_px": width, "height_px": height})
+        return Response(found.numbers.astype("<u2").tobytes(), media_type="application/octet-stream",
+                        headers={"X-Depth": meaning})  # fmt: skip
 
     @api.get("/items/{item_id}/failures/{number}", response_class=Response, responses=PNG)
     def failure(person: Person, item_id: int, number: int) -> Response:
         """An image that the model failed at in the same way."""
-        return picture(person, item_id, "failure", number)
+        return png(read(person, item_id, "failure", number, read_image))
 
-    def picture(person: dict, item_id: int, what: str, number: int) -> Response:
+    def png(pixels: np.ndarray) -> Response:
+        return Response(encode_png(pixels), media_type="image/png")
+
+    def read(person: dict, item_id: int, what: str, number: int, reading: Callable[[str], Any]) -> Any:
+        """What `reading` makes of the path of an item's image or failure."""
         if not queue.may_see(person["name"], item_id):
             raise PermissionError(f"item {item_id} is not {person['name']}'s to see")
         with queue.store.writing() as transaction:
             payload = transaction.item(item_id)["payload"]
             transaction.log(queue.now(), person["name"], what, item_id, f"{what} {number}")
-        uris = payload["images"] if what == "image" else [row["uri"] for row in payload["failures"]]
+        uris = [row["uri"] for row in payload["failures"]] if what == "failure" else payload["images"]
         if not 0 <= number < len(uris):
             raise HTTPException(404, f"item {item_id} has no {what} {number}")
         try:
-            pixels = read_image(uris[number])
+            return reading(uris[number])
         except ValueError as error:
             with queue.store.writing() as transaction:
                 transaction.log(queue.now(), person["name"], "unreadable", item_id, str(error))
             raise HTTPException(404, f"{what} {number} of item {item_id} cannot be read") from error  # no path leaves
-        return Response(encode_png(pixels), media_type="image/png")
 
     return api
 

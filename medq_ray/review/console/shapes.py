@@ -81,6 +81,22 @@ class Facts(BaseModel):
     simulated: bool
 
 
+class About(BaseModel):
+    """What there is to know of one image: never whose it is, when it was made, or where it lies."""
+
+    source: str
+    licence: str
+    width: int | None
+    height: int | None
+    """Pixels that are shown; null where the picture cannot be read."""
+    bits: int
+    """Of a grey level of the original."""
+    spacing: tuple[float, float] | None
+    """Millimetres between rows and between columns, null where nobody knows."""
+    deep: bool
+    """Whether `depth` has all bits."""
+
+
 class Failure(BaseModel):
     text: str
     expected: str
@@ -108,6 +124,8 @@ class Item(BaseModel):
     """The lease's end in seconds since 1970, if nothing is heard."""
     images: int
     """How many: one, or the two of a comparison."""
+    about: list[About]
+    """The images, in their order; none in a store that was filled before there was this."""
     question: Question
     before: str
     """The label put forward."""
@@ -161,7 +179,7 @@ def item_of(lease: Lease) -> Item:
     simulated = annotation["labelled_by"] == "oracle" and bool(annotation["oracle_simulated"])
     return Item(
         token=lease.token, item_id=lease.item_id, stage=lease.stage, taken_at=lease.taken_at, until=lease.until,
-        images=len(lease.payload["images"]), before=lease.before, choice=None if letter is None else ord(letter) - 65,
+        images=len(lease.payload["images"]), about=lease.payload.get("about", []), before=lease.before, choice=None if letter is None else ord(letter) - 65,
         question=Question(**{name: question[name] for name in Question.model_fields}),
         fields=fields_of(question["modality"], lease.before) if described else None,
         facts=Facts(modality=question["modality"], prototype=why["prototype_id"], simulated=simulated, **facts),

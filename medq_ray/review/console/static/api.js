@@ -45,6 +45,13 @@ export async function post(path, body = undefined, keepalive = false) {
   return response.status === 204 ? null : response.json();
 }
 
+/** An image in all its bits: {numbers: Uint16Array, width_px, height_px, and what they mean}. */
+export async function depth(path) {
+  const response = await ask(path);
+  const meaning = JSON.parse(response.headers.get("X-Depth"));
+  return { ...meaning, numbers: new Uint16Array(await response.arrayBuffer()) }; // little-endian, as all browsers are
+}
+
 /** An image, decoded. */
 export async function picture(path) {
   return createImageBitmap(await (await ask(path)).blob());

@@ -31,12 +31,22 @@ function showList(id, rows, parts) {
   byId(id).querySelector("ul").replaceChildren(...rows.map((row) => element("li", {}, parts(row))));
 }
 
+const size = (one) => [
+  one.width && `${one.width} × ${one.height} pixels`, `${one.bits} bits`,
+  one.spacing && `${one.spacing.map((mm) => Number(mm.toFixed(3))).join(" × ")} mm`,
+].filter(Boolean).join(", ");
+
+/** The same of one or two images, once where they are alike. */
+const both = (about, text) => [...new Set(about.map(text))].filter(Boolean).join(" / ");
+
 export function showContext(item) {
   const { facts, failures } = item;
   const why = STRATEGIES[facts.strategy] ?? facts.strategy;
   const likeness = facts.similarity === null ? "" : `, similarity ${number(facts.similarity, 2)}`;
   const rows = {
     Modality: facts.modality,
+    Source: both(item.about, (one) => one.source && `${one.source} (licence: ${one.licence})`),
+    Image: both(item.about, size),
     Question: item.question.kind.replace("_", "/"),
     Capability: facts.capability.replace(/^\w+:/, "").replaceAll("_", " "),
     "Why selected": why + (facts.prototype === null ? "" : ` (prototype ${facts.prototype}${likeness})`),

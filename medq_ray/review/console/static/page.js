@@ -18,7 +18,8 @@ const DONE = { accept: "Accepted", edit: "Edited", reject: "Rejected", skip: "Sk
 const outbox = new Outbox({ stored, refused, changed });
 const queue = new Queue(() => outbox.settled(), (item) => (document.body.dataset.ahead = item.item_id));
 const clock = new ActiveTime();
-const viewer = new Viewer(byId("panes"), (line) => (byId("view").textContent = line));
+const viewer = new Viewer(
+  byId("panes"), (line) => (byId("view").textContent = line), (line) => (byId("point").textContent = line));
 let busy = false;
 let sheet = null; // the open form
 let progressTurn = 0;
@@ -61,7 +62,7 @@ async function show(entry, otherwise = NOTHING) {
   close();
   byId("actions").querySelectorAll("button:not(#undo)").forEach((button) => (button.disabled = !entry));
   byId("card").hidden = !entry;
-  byId("presets").hidden = entry?.item.question.modality !== "ct";
+  byId("presets").hidden = true;
   document.body.dataset.shown = "";
   if (!entry) {
     clock.stop();
@@ -82,6 +83,7 @@ async function show(entry, otherwise = NOTHING) {
   }
   try {
     viewer.show(await pictures, item.question.text);
+    byId("presets").hidden = !viewer.hounsfield;
     byId("accept").disabled = !item.fields && item.choice === null; // not in a form that could be trained on
   } catch (error) {
     const why = error instanceof Refused ? error.message : "the image cannot be decoded";
@@ -296,9 +298,12 @@ function pressed(event) {
 for (const [id, act] of Object.entries(ACTIONS)) {
   byId(id).addEventListener("click", act);
 }
-for (const [n, button] of byId("presets").querySelectorAll("button").entries()) {
-  button.addEventListener("click", () => viewer.window(PRESETS[n]));
-}
+byId("presets").append(...PRESETS.map((preset, n) => {
+  const title = `Level ${preset.center}, window ${preset.width} HU`;
+  const key = `${n + 1}`;
+  return element("button", { type: "button", title, "aria-keyshortcuts": key, click: () => viewer.window(preset) },
+    `${preset.name} `, element("kbd", {}, key));
+}));
 document.addEventListener("keydown", pressed);
 for (const kind of ["keydown", "pointerdown", "pointermove", "wheel"]) {
   document.addEventListener(kind, () => clock.input(), { capture: true, passive: true });

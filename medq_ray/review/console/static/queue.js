@@ -1,11 +1,20 @@
 // The items in this page's hands: the one on the screen, and the next, whose images are decoded before it is needed.
 
-import { picture, post } from "./api.js";
+import { depth, picture, post } from "./api.js";
+
+/** An image as the model saw it, and in all its bits where there are more: {picture, depth}. */
+async function image(item, n) {
+  const path = `/api/items/${item.item_id}`;
+  const deep = item.about[n]?.deep;
+  const both = [picture(`${path}/images/${n}`), deep ? depth(`${path}/depth/${n}`).catch(() => null) : null];
+  const [shown, all] = await Promise.all(both);
+  return { picture: shown, depth: all };
+}
 
 /** {item, pictures: promise of its decoded images, ready: whether they are there} */
 function held(item) {
-  const paths = Array.from({ length: item.images }, (_, n) => `/api/items/${item.item_id}/images/${n}`);
-  const entry = { item, pictures: Promise.all(paths.map(picture)), ready: false };
+  const all = Array.from({ length: item.images }, (_, n) => image(item, n));
+  const entry = { item, pictures: Promise.all(all), ready: false };
   entry.pictures.then(() => (entry.ready = true), () => {}); // whoever shows them is told what is wrong
   return entry;
 }
