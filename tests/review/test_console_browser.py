@@ -199,7 +199,7 @@ def test_tab_reaches_every_control_in_the_order_of_the_page(desk, large):
     start = reached.index("Statistics")
     assert [name for name in reached[start:] + reached[:start] if len(name) < 20] == [
         "Statistics", "keys", "leave", "closer", "farther", "reset", "invert", "windowing",
-        "accept", "edit", "reject", "skip", "flag", "undo",
+        "scroll", "accept", "edit", "reject", "skip", "flag", "undo",
     ]  # fmt: skip
 
 

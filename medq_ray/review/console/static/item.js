@@ -43,17 +43,15 @@ export function showContext(item) {
   const { facts, failures } = item;
   const why = STRATEGIES[facts.strategy] ?? facts.strategy;
   const likeness = facts.similarity === null ? "" : `, similarity ${number(facts.similarity, 2)}`;
+  const unsure = [["entropy", number(facts.entropy, 3)], ["agreement", number(facts.agreement, 2)]];
   const rows = {
-    Modality: facts.modality,
+    Image: [facts.modality, both(item.about, size)].filter(Boolean).join(", "),
     Source: both(item.about, (one) => one.source && `${one.source} (licence: ${one.licence})`),
-    Image: both(item.about, size),
-    Question: item.question.kind.replace("_", "/"),
     Capability: facts.capability.replace(/^\w+:/, "").replaceAll("_", " "),
     "Why selected": why + (facts.prototype === null ? "" : ` (prototype ${facts.prototype}${likeness})`),
     Route: facts.audit ? "audit: a label nobody would have read" : (ROUTES[facts.route] ?? facts.route),
-    Entropy: number(facts.entropy, 3),
-    Agreement: number(facts.agreement, 2),
-    Item: `${item.item_id}`,
+    Models: unsure.filter(([, value]) => value).map((pair) => pair.join(" ")).join(", "),
+    Item: `${item.item_id}, ${item.question.kind.replace("_", "/")}`,
   };
   byId("facts").replaceChildren(
     ...Object.entries(rows).filter(([, value]) => value).flatMap(([name, value]) =>

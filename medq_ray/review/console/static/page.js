@@ -280,7 +280,7 @@ function pressed(event) {
     return;
   }
   const preset = !byId("presets").hidden && PRESETS[Number(event.key) - 1];
-  if (event.key in LEVELS) {
+  if (event.key in LEVELS && event.target.id !== "scroll") {
     event.preventDefault();
     if (event.shiftKey) {
       viewer.level(...LEVELS[event.key]);
