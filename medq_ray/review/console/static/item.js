@@ -3,6 +3,7 @@
 import { byId, element } from "./dom.js";
 import { marked, named } from "./edit.js";
 
+const MODALITIES = { ct: "CT", mri: "MRI" };
 const number = (value, digits) => (value === null ? null : value.toFixed(digits));
 const ROUTES = { cold_start: "first turn: all are read", expert: "models disagree or are unsure" };
 const STRATEGIES = { failure_driven: "looks like a failure", random: "drawn at random" };
@@ -45,7 +46,7 @@ export function showContext(item) {
   const likeness = facts.similarity === null ? "" : `, similarity ${number(facts.similarity, 2)}`;
   const unsure = [["entropy", number(facts.entropy, 3)], ["agreement", number(facts.agreement, 2)]];
   const rows = {
-    Image: [facts.modality, both(item.about, size)].filter(Boolean).join(", "),
+    Image: [MODALITIES[facts.modality] ?? facts.modality, both(item.about, size)].filter(Boolean).join(", "),
     Source: both(item.about, (one) => one.source && `${one.source} (licence: ${one.licence})`),
     Capability: facts.capability.replace(/^\w+:/, "").replaceAll("_", " "),
     "Why selected": why + (facts.prototype === null ? "" : ` (prototype ${facts.prototype}${likeness})`),
