@@ -81,6 +81,11 @@ class Step:
     def fingerprint(self) -> str:
         return self.manifest["fingerprint"]
 
+    def counts(self) -> str:
+        """The numbers in its manifest in one short line."""
+        flat = {key: value for key, value in self.manifest["counts"].items() if isinstance(value, int | float | str)}
+        return ", ".join(f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in flat.items())
+
     def table(self, name: str) -> pa.Table:
         return read_table(self.path / f"{name}.parquet")
 

@@ -258,8 +258,31 @@ class Evolve(Section):
     """AdamW. Our choice."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradient norm limit. Our choice."""
+    max_tokens: int = Field(8192, ge=16)
+    """Tokens, image tokens included, that a worker computes on at once, and so the longest sample; a longer one is
+    dropped with its reason. A step of more takes several rows. Our choice."""
+    train_vision: bool = True
+    """Whether the vision tower is trained (Sec. 2.4: full parameters)."""
+    train_projector: bool = True
+    """Whether the projector is."""
+    train_language: bool = True
+    """Whether the language model is."""
+    activation_checkpointing: bool = True
+    """Compute the activations of a block again in the backward pass instead of keeping them: a third more work, and 8B
+    fit on 80 GB. Our choice."""
     workers: int = Field(2, ge=1)
     """FSDP2 workers."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewest workers to go on with where some were lost and there is no room for others; None: `workers`. Our choice."""
+    max_failures: int = Field(3, ge=0)
+    """Deaths of workers after which one command goes on by itself. Our choice."""
+    loaders: int = Field(1, ge=1)
+    """Processes beside each worker that read, decode and encode samples ahead of it. Our choice."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between two checkpoints of a fine-tuning under way; None: one an epoch, which there always is. Our
+    choice."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """Newest checkpoints of a fine-tuning under way that are kept. Our choice."""
     start_from: Literal["last", "base"] = "last"
     """Checkpoint that each fine-tuning starts from. Our choice."""
     replay: Literal["all", "none"] = "all"
@@ -283,11 +306,24 @@ class Evolve(Section):
     dropped. None: any. Our choice: what dealing options at random leaves uneven stays below it (demo: 1.25 at most)."""
 
 
+    @model_validator(mode="after")
+    def trainable(self) -> "Evolve":
+        if not (self.train_vision or self.train_projector or self.train_language):
+            raise ValueError("nothing to train: set train_vision, train_projector or train_language")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} exceeds workers={self.workers}")
+        return self
+
+
 class Loop(Section):
     max_iterations: int = Field(5, ge=1)
     """Fine-tunings at most. The paper reaches 10k samples at 2k each: 5."""
     plateau: float = Field(0.005, ge=0)
-    """Stop when dev accuracy rises by less than this over the best so far (Sec. 2.4 gives no rule; our choice)."""
+    """Dev accuracy has to rise by this over the checkpoint that serves, or the iteration counts as one without a rise
+    (Sec. 2.4 gives no rule; our choice)."""
+    patience: int = Field(2, ge=1)
+    """Iterations in a row without a rise that stop the loop. With 1 it never goes on after a checkpoint that was not
+    promoted. Our choice: one fine-tuning may fail; a second turn of labels that brings nothing is the last."""
 
 
 class Config(Section):
@@ -323,7 +359,8 @@ HARDWARE_FIELDS = {
     "judge": {"base_url", "templates", *Paid.model_fields},
     "oracle": {"base_url", "failure_rate", "latency", *Paid.model_fields},
     "review": {"store", "lease_minutes", "patients_together"},
-    "evolve": {"workers"},
+    "evolve": {"activation_checkpointing", "workers", "min_workers", "max_failures", "loaders", "checkpoint_every",
+               "keep_checkpoints"},
 }  # fmt: skip
 
 

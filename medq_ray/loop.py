@@ -1,5 +1,8 @@
 """The closed loop: evaluate -> explore -> annotate -> review -> evolve, until the dev score plateaus.
 
+An iteration evaluates the newest checkpoint and goes on from the best (`promotion`): from this one or, if dev shows a
+loss, from the one that served before.
+
     medq run --recipe demo --run-dir runs/demo
 
 Every phase is a step of the run directory (`artifacts.Run.step`), so the same command resumes a killed run. Model
@@ -18,6 +21,7 @@ import pyarrow.compute as pc
 import yaml
 
 from medq_ray import config as settings
+from medq_ray import promotion
 from medq_ray.annotate import annotate
 from medq_ray.artifacts import MANIFEST, Run, Step, difference, digest_folder, read_json, write_json
 from medq_ray.config import Config
@@ -42,7 +46,7 @@ from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
-VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2, "evolve": 2}
+VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2, "evolve": 3}
 """Of phases whose results have changed under equal settings; a run of before is not finished with them."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 
@@ -58,46 +62,47 @@ def run(
     stays.
     """
     run_dir = Path(run_dir).resolve()
-    checkpoint, pool = check_inputs(config)
-    origin = "base"
+    pool = check_inputs(config)
     with claimed(run_dir, config), quiet(run_dir / LOG), ray_session(run_dir / LOG):
         loop = Loop(Run(run_dir), config, pool, wait)
         iterations, stopped = [], None
-        best = 0  # the iteration whose checkpoint is the best so far
+        serving, still = 0, 0  # the iteration whose checkpoint serves; iterations in a row without a rise
         for t in itertools.count():
-            say(f"\niteration {t}: {origin}")
-            last = t == config.loop.max_iterations
+            say(f"\niteration {t}: {promotion.checkpoint_name(t)}")
             known = loop.done(t, "evolve") is not None
-            if last:
-                stopped = "max_iterations"
             with Servers() as servers:
-                loop.evaluate(t, checkpoint, servers)
-                gain = loop.gain(best, t)
-                if not last and t > 0 and gain["difference"] < config.loop.plateau:
-                    last, stopped = True, "plateau"
-                best = t if gain["difference"] > 0 else best
-                if not last:
-                    loop.explore(t, checkpoint, servers)
-                    loop.annotate(t, checkpoint, servers)
-            if not last:
+                loop.evaluate(t, servers)
+                decision = loop.promote(serving, t)
+                if decision is not None:
+                    serving = decision["serving"]["t"]
+                    still = 0 if decision["difference"] >= config.loop.plateau else still + 1
+                if serving != t:
+                    servers.stop()  # what serves is another
+                if t == config.loop.max_iterations:
+                    stopped = "max_iterations"
+                elif still == config.loop.patience:
+                    stopped = "plateau"
+                else:
+                    loop.explore(t, serving, servers)
+                    loop.annotate(t, serving, servers)
+            if stopped is None:
                 loop.review(t)
-                evolved = loop.evolve(t, checkpoint)
-                origin = f"iter-{t:02d}/evolve/checkpoint"
-            iterations.append(loop.summarise(t, last))
+                loop.evolve(t, serving)
+            iterations.append(loop.summarise(t))
             if not known:  # passing through what was done before changes nothing
-                summary = write_summary(loop, iterations, stopped)
+                summary = write_summary(loop, iterations, serving, stopped)
                 after(summary)
-            if last:
+            if stopped is not None:
                 return summary
-            checkpoint = evolved.path / "checkpoint"
 
 
-def check_inputs(config: Config) -> tuple[Path, Given | None]:
-    """Look at everything that the settings name before anything is written; the base checkpoint's folder and the pool.
+def check_inputs(config: Config) -> Given | None:
+    """Look at everything that the settings name before anything is written; the pool, if it is given.
 
     Raises ValueError or EndpointError.
     """
     encoder_folder(config.encoder.name)
+    resolve_checkpoint(config.engine.checkpoint)
     oracle = config.oracle
     if oracle.base_url is None and oracle.model != SIMULATED_ORACLE:
         raise ValueError(f"oracle.model={oracle.model!r} needs oracle.base_url; only {SIMULATED_ORACLE!r} is built in")
@@ -111,7 +116,7 @@ def check_inputs(config: Config) -> tuple[Path, Given | None]:
         wording_of(config.judge)
         for line in warnings(config.judge.model, config.engine.checkpoint, config.oracle.model):
             say(f"warning: {line}")
-    return resolve_checkpoint(config.engine.checkpoint), pool
+    return pool
 
 
 class Loop:
@@ -160,13 +165,19 @@ class Loop:
         step = self.run.step(name, booked, settings=used, inputs=inputs, version=version)
         if before is None:
             self.ledger.add(step=name, what="wall time", amount=step.manifest["seconds"], unit="seconds")
-            say(f"  {name}: {describe_counts(step)} in {step.manifest['seconds']:.0f} s")
+            say(f"  {name}: {step.counts()} in {step.manifest['seconds']:.0f} s")
         else:
             say(f"  {name}: done before")
         return step
 
     def done(self, t: int, phase: str) -> Step | None:
         return self.run.finished(f"iter-{t:02d}/{phase}")
+
+    def checkpoint(self, t: int) -> Path:
+        """The folder of the checkpoint that iteration `t` evaluates."""
+        if t == 0:
+            return resolve_checkpoint(self.config.engine.checkpoint)
+        return self.run.root / promotion.checkpoint_name(t)
 
     def open_world(self) -> World:
         """The world in the settings, or one written into the run directory."""
@@ -195,7 +206,7 @@ class Loop:
         names = scores.filter(pc.is_valid(scores["error_rate"]))["question_id"].combine_chunks()
         return asked.filter(pc.is_in(asked["question_id"], names))
 
-    def evaluate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
+    def evaluate(self, t: int, servers: Servers) -> Step:
         origin = self.models.base if t == 0 else self.done(t - 1, "evolve").fingerprint
         return self.step(
             f"iter-{t:02d}/evaluate",
@@ -205,7 +216,7 @@ class Loop:
                 dev=self.asked("dev"),
                 test=self.asked("test"),
                 images=with_pictures(self.pool.embedded(self.held_out), self.world.images),
-                answer=self.models.checkpoint(t, checkpoint, servers),
+                answer=self.models.checkpoint(t, self.checkpoint(t), servers),
                 texts=self.texts,
                 ask_judge=self.models.judge(),
             ),
@@ -213,17 +224,25 @@ class Loop:
             inputs={"pool": self.pooled.fingerprint, "world": self.world.digest, "checkpoint": origin},
         )
 
-    def gain(self, before: int, after: int) -> dict:
-        """The paired comparison of two iterations on dev; says what it found."""
-        found = compare(*(self.done(t, "evaluate").table("scores") for t in (before, after)))
-        if after > 0:
-            low, high = (100 * end for end in found["ci95"])
-            change = f"{100 * found['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
-            say(f"  dev, against iteration {before}: {change}, p = {found['p_mcnemar']:.2g}")
-        return found
+    def promote(self, serving: int, t: int) -> dict | None:
+        """Decide whether the checkpoint of iteration `t` replaces that of iteration `serving`, and say why; None for
+        the base, which is only looked at: raises ValueError when dev has nothing to compare."""
+        before, after = (self.done(i, "evaluate") for i in (serving, t))
+        found = compare(before.table("scores"), after.table("scores"))
+        if t == 0:
+            return None
+        decided = self.step(
+            f"iter-{t:02d}/{promotion.STEP}",
+            lambda folder: promotion.promote(folder, self.run.root, found, serving, t),
+            sections=(),
+            inputs={"serving": before.fingerprint, "new": after.fingerprint},
+        ).json("decision")
+        say(f"  {decided['why']}")
+        return decided
 
-    def explore(self, t: int, checkpoint: Path, servers: Servers) -> Step:
-        evaluated = self.done(t, "evaluate")
+    def explore(self, t: int, serving: int, servers: Servers) -> Step:
+        """Explore by the evaluation and the checkpoint of iteration `serving`."""
+        evaluated = self.done(serving, "evaluate")
         earlier = [self.done(i, "explore") for i in range(t)]
         taken = {image for step in earlier for image in step.table("selection")["image_id"].to_pylist()}
         return self.step(
@@ -241,7 +260,7 @@ class Loop:
                 search=self.pool.search,
                 embedded=self.pool.vectors,
                 fetch=self.pool.fetch,
-                ask_self=self.models.checkpoint(t, checkpoint, servers),
+                ask_self=self.models.checkpoint(serving, self.checkpoint(serving), servers),
                 ask_oracle=self.models.oracle(servers),
                 taken=taken,
             ),
@@ -249,7 +268,7 @@ class Loop:
             inputs={"evaluate": evaluated.fingerprint} | {step.path.parent.name: step.fingerprint for step in earlier},
         )
 
-    def annotate(self, t: int, checkpoint: Path, servers: Servers) -> Step:
+    def annotate(self, t: int, serving: int, servers: Servers) -> Step:
         explored = self.done(t, "explore")
         return self.step(
             f"iter-{t:02d}/annotate",
@@ -259,7 +278,7 @@ class Loop:
                 iteration=t,
                 questions=explored.table("questions"),
                 ask_oracle=self.models.oracle(servers),
-                ask_self=self.models.checkpoint(t, checkpoint, servers),
+                ask_self=self.models.checkpoint(serving, self.checkpoint(serving), servers),
                 ask_judge=self.models.judge(),
             ),
             sections=("annotate", "oracle", "judge"),
@@ -287,11 +306,10 @@ class Loop:
 
         return self.step(name, work, sections=("review",), inputs={"annotate": annotated.fingerprint})
 
-    def evolve(self, t: int, checkpoint: Path) -> Step:
+    def evolve(self, t: int, serving: int) -> Step:
         reviewed = self.done(t, "review")
         earlier = [self.done(i, "evolve") for i in range(t)]
-        base = resolve_checkpoint(self.config.engine.checkpoint)
-        start = checkpoint if self.config.evolve.start_from == "last" else base
+        start = self.checkpoint(serving if self.config.evolve.start_from == "last" else 0)
         return self.step(
             f"iter-{t:02d}/evolve",
             lambda folder: evolve(
@@ -307,15 +325,18 @@ class Loop:
             ),
             sections=("evolve",),
             inputs={"review": reviewed.fingerprint,
-                    "checkpoint": earlier[-1].fingerprint if earlier else self.models.base},  # fmt: skip
+                    "checkpoint": earlier[serving - 1].fingerprint if serving else self.models.base}
+            # whose samples are trained on again, but not their checkpoints: those were not promoted
+            | {step.path.parent.name: step.fingerprint for step in earlier[serving:]},  # fmt: skip
         )
 
-    def summarise(self, t: int, last: bool) -> dict:
+    def summarise(self, t: int) -> dict:
         """One iteration's row of summary.json, read back from its steps."""
-        metrics = self.done(t, "evaluate").json("metrics")
-        row = {"t": t, "checkpoint": "base" if t == 0 else f"iter-{t - 1:02d}/evolve/checkpoint", **metrics}
-        if not last:
-            trained = self.done(t, "evolve").manifest["counts"]
+        decided = self.done(t, promotion.STEP)
+        row = promotion.named(t) | {"promotion": decided and decided.json("decision")}
+        row |= self.done(t, "evaluate").json("metrics")
+        if evolved := self.done(t, "evolve"):
+            trained = evolved.manifest["counts"]
             row |= {
                 "selected": self.done(t, "explore").manifest["counts"],
                 "routes": self.done(t, "annotate").json("routes")["routes"],
@@ -333,25 +354,20 @@ class Loop:
         return row
 
 
-def write_summary(loop: Loop, iterations: list[dict], stopped: str | None) -> dict:
+def write_summary(loop: Loop, iterations: list[dict], serving: int, stopped: str | None) -> dict:
     """Write summary.json: what a program reads. `stopped` is why, None while the run goes on."""
-    first, last = (loop.done(t, "evaluate").table("test_scores") for t in (0, iterations[-1]["t"]))
+    base, served, last = (loop.done(t, "evaluate").table("test_scores") for t in (0, serving, iterations[-1]["t"]))
     summary = {
         "recipe": loop.config.recipe,
         "seed": loop.config.seed,
         "world": str(loop.world.path),
         "iterations": iterations,
-        "comparison": {"base_to_last": compare(first, last)},
+        "serving": promotion.named(serving),
+        "comparison": {"base_to_serving": compare(base, served), "base_to_last": compare(base, last)},
         "stopped": stopped,
     }
     write_json(loop.run.root / "summary.json", summary)
     return summary
-
-
-def describe_counts(step: Step) -> str:
-    """A manifest's counts in one short line."""
-    flat = {key: value for key, value in step.manifest["counts"].items() if isinstance(value, int | float | str)}
-    return ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in flat.items())
 
 
 @contextmanager

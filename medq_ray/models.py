@@ -46,6 +46,11 @@ class Servers(ExitStack):
             self.started[name] = start()
         return self.started[name]
 
+    def stop(self) -> None:
+        """Stop those that have started; they may start again."""
+        self.close()
+        self.started.clear()
+
 
 class Models:
     """What answers the questions of one run; answers are kept in its cache folder."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from medq_ray import config
-from medq_ray.model.deploy import build, resolve_checkpoint
+from medq_ray.model.deploy import build
+from medq_ray.promotion import checkpoint_to_serve
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -21,7 +22,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     checkpoint: str = "embedded"
-    """A Hugging Face checkpoint folder, or 'embedded'."""
+    """A Hugging Face checkpoint folder, 'embedded', or a run directory: the checkpoint that serves there."""
     name: str = "vlm"
     """The model name that clients give."""
     device: str = "auto"
@@ -33,4 +34,4 @@ def build_app(args: Arguments) -> "Application":
     `config.Engine`. Raises ValueError for an unknown argument or a folder that is no checkpoint."""
     arguments = Arguments.model_validate(args)
     engine = config.Engine(device=arguments.device)
-    return build(resolve_checkpoint(arguments.checkpoint), arguments.name, engine)
+    return build(checkpoint_to_serve(arguments.checkpoint), arguments.name, engine)

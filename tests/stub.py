@@ -5,7 +5,7 @@ GET /counts: requests for each 'pixel digest|prompt', how many got an answer, th
 keys that came with them. Requests without an image that say 'Hi' are looks whether it is alive, and not counted.
 POST /fail {"next": K, "status": 429|500|400...} or {"next": K, "garbage": true}: the next K requests fail so.
 
---faults gives some questions a fault of their own, drawn from image and prompt (FAULTS). --blind drops ignores images as
+--worse NAME: as that model it gives no letter to every third question. --faults gives some questions a fault of their own, drawn from image and prompt (FAULTS). --blind drops ignores images as
 a text model does; --blind ignores counts their tokens and does not look. A prompt with DEADLY in it brings the endpoint
 down for --down seconds: whoever asks meanwhile, and whoever waits, gets status 500.
 """
@@ -88,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
     deaths = 0
     forms = 0
     formless = False
+    worse = ""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -191,6 +192,8 @@ def encode(data: dict, image: str, prompt: str, blind: str) -> bytes:
     seed = data.get("seed", 0) if data.get("temperature", 1) else 0
     for index in range(data.get("n", 1)):
         text, logprobs = answer(seen, prompt, seed + index)
+        if data["model"] == Handler.worse and draw(seen, prompt, "worse") % 3 == 0:
+            text = "I cannot tell"
         choice = {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         if data.get("logprobs"):
             tokens = [{"token": "t", "logprob": value, "bytes": None, "top_logprobs": []} for value in logprobs]
@@ -216,10 +219,11 @@ def main() -> None:
     parser.add_argument("--blind", choices=["drops", "ignores"], default="", help="do not look at images")
     parser.add_argument("--faults", action="store_true", help="misbehave")
     parser.add_argument("--formless", action="store_true", help="refuse requests with a response_format")
+    parser.add_argument("--worse", default="", help="the name of a model that knows less")
     parser.add_argument("--down", type=float, default=0.5, help="seconds that a deadly question takes it down for")
     options = parser.parse_args()
     Handler.latency, Handler.blind, Handler.faults = options.latency, options.blind, options.faults
-    Handler.down_for, Handler.formless = options.down, options.formless
+    Handler.down_for, Handler.formless, Handler.worse = options.down, options.formless, options.worse
     server = Server(("127.0.0.1", options.port), Handler)
     print(f"http://127.0.0.1:{server.server_address[1]}/v1", flush=True)
     server.serve_forever()

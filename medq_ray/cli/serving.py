@@ -12,14 +12,16 @@ def serve() -> None:
 
 
 @serve.command("vlm")
-@click.option("--checkpoint", default="embedded", show_default=True, help="A Hugging Face folder, or 'embedded'.")
+@click.option("--checkpoint", default="embedded", show_default=True,
+              help="A Hugging Face folder, 'embedded', or a run directory: what serves there.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="On loopback; 0: any.")
 @SET
 def serve_vlm(checkpoint: str, port: int, assignments: tuple) -> None:
     """Serve a checkpoint with images over the OpenAI protocol until Ctrl-C.
 
-    Example:  medq serve vlm --checkpoint runs/demo/iter-01/evolve/checkpoint --set engine.max_model_len=4096
+    Example:  medq serve vlm --checkpoint runs/demo --set engine.max_model_len=4096
     """
-    from medq_ray.model.deploy import resolve_checkpoint, serve_forever
+    from medq_ray.model.deploy import serve_forever
+    from medq_ray.promotion import checkpoint_to_serve
 
-    serve_forever(resolve_checkpoint(checkpoint), port, config.override(config.Config(), list(assignments)).engine)
+    serve_forever(checkpoint_to_serve(checkpoint), port, config.override(config.Config(), list(assignments)).engine)

@@ -76,9 +76,22 @@ def curate(
         found = rule(samples)
         drops += [{"id": name, "step": step, "reason": why, "keeper": keeper} for name, (why, keeper) in found.items()]
         samples = [sample for sample in samples if sample["question_id"] not in found]
+    inherit(drops, trained | {sample["image_id"] for sample in samples}, asked)
     samples = dealt(samples, settings.letter_ratio)
     drops.sort(key=lambda row: row["id"])
     return pa.Table.from_pylist(samples, schema=SAMPLE), pa.Table.from_pylist(drops, schema=DROP)
+
+
+def inherit(drops: list[dict], left: set[str], asked: dict[str, dict[str, Any]]) -> None:
+    """Where a later rule dropped the image that a duplicate's place was given to, name what stays for that one: the
+    image whose description it repeats or, after balance, nothing. left: images that are trained on; asked: the
+    questions by id. Descriptions are dropped by no rule after diversity, so that one look is enough."""
+    image_of = {name: row["image_id"] for name, row in asked.items()}
+    heirs = {image_of[row["id"]]: image_of[row["keeper"]] for row in drops if row["step"] == "diversity"}
+    for row in drops:
+        if row["step"] == "duplicate" and row["keeper"] not in left:
+            row["reason"] += f" of {row['keeper']}, which itself was dropped"
+            row["keeper"] = heirs.get(row["keeper"], "")
 
 
 def labelled(

@@ -9,11 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medq_ray.artifacts import SCRATCH, write_table
 from medq_ray.config import Config
 from medq_ray.evolve.curate import curate
-from medq_ray.evolve.dataset import write_dataset
+from medq_ray.evolve.dataset import chats, write_dataset
+from medq_ray.evolve.feed import measure
 from medq_ray.evolve.sft import fine_tune
 from medq_ray.schema import DROP, SAMPLE
 
@@ -52,6 +54,12 @@ def evolve(
     )
     replayed = [earlier.cast(SAMPLE)] if earlier is not None and config.evolve.replay == "all" else []
     samples = pa.concat_tables([*replayed, new]).sort_by("question_id")
+    assert len(set(samples["question_id"].to_pylist())) == samples.num_rows, "a question was trained on twice"
+    loaders = config.evolve.loaders * config.evolve.workers
+    tokens = measure(chats(samples, images).to_pylist(), checkpoint, loaders)
+    long = too_long(tokens, config.evolve.max_tokens)
+    new, samples = (without(table, long["id"]) for table in (new, samples))
+    dropped = pa.concat_tables([dropped, long]).sort_by("id")
     write_table(folder / "new.parquet", new, SAMPLE)
     write_table(folder / "dropped.parquet", dropped, DROP)
     if not samples.num_rows:
@@ -59,11 +67,15 @@ def evolve(
             f"{folder / 'new.parquet'}: no sample to train on; all {annotations.num_rows} annotations were dropped, "
             f"for the reasons in {folder / 'dropped.parquet'}"
         )
-    assert len(set(samples["question_id"].to_pylist())) == samples.num_rows, "a question was trained on twice"
     write_table(folder / "train" / "samples.parquet", samples, SAMPLE)
     write_dataset(folder / "dataset", samples, images)
     speed = fine_tune(
-        folder, samples=folder / "train" / "samples.parquet", checkpoint=checkpoint, config=config, iteration=iteration
+        folder,
+        dataset=folder / "dataset",
+        tokens={name: tokens[name] for name in samples["question_id"].to_pylist()},
+        checkpoint=checkpoint,
+        config=config,
+        iteration=iteration,
     )
     shutil.rmtree(folder / SCRATCH)
     drops = Counter(dropped["step"].to_pylist())
@@ -74,3 +86,17 @@ def evolve(
         **{f"dropped_{step}": count for step, count in sorted(drops.items())},
         **speed,
     }
+
+
+def too_long(tokens: dict[str, int], most: int) -> pa.Table:
+    """schema.DROP of the samples that no row of `most` tokens can hold; nothing is ever cut off silently."""
+    rows = [
+        {"id": name, "step": "length", "reason": f"{count} tokens, evolve.max_tokens={most}", "keeper": ""}
+        for name, count in sorted(tokens.items())
+        if count > most
+    ]
+    return pa.Table.from_pylist(rows, schema=DROP)
+
+
+def without(samples: pa.Table, names: pa.ChunkedArray) -> pa.Table:
+    return samples.filter(pc.invert(pc.is_in(samples["question_id"], value_set=names.combine_chunks())))

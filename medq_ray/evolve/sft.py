@@ -1,8 +1,8 @@
 """Full-parameter supervised fine-tuning (eq. 4) with FSDP2 under Ray Train: the driver's side.
 
-The workers' side is `medq_ray.evolve.worker`. Each epoch ends with a checkpoint of model and optimizer in Ray Train's
-storage under `folder/scratch/<digest of all inputs>`; the same call finds it and goes on from there, and a call with
-other inputs does not.
+The workers' side is `medq_ray.evolve.worker`. Checkpoints of model and optimizer lie in Ray Train's storage under
+`folder/scratch/<digest of all inputs>`; the same call finds the last one and goes on from there, and a call with other
+inputs does not.
 """
 
 import json
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
-from medq_ray.artifacts import SCRATCH, digest_file, digest_folder, digest_of
+from medq_ray.artifacts import SCRATCH, digest_folder, digest_of
 from medq_ray.config import Config, identity
-from medq_ray.console import progress
+from medq_ray.console import progress, say
+from medq_ray.evolve.adapters import adapter_of
+from medq_ray.evolve.dataset import read_dataset
 from medq_ray.serving import EngineError, one_line
 
 if TYPE_CHECKING:
@@ -33,44 +33,54 @@ def train_loop_per_worker(job: dict) -> dict:
     return train(job)
 
 
-def fine_tune(folder: Path, *, samples: Path, checkpoint: Path, config: Config, iteration: int) -> dict:
-    """Train `checkpoint` on the SAMPLE rows of `samples`; writes folder/checkpoint and folder/metrics.jsonl.
+def fine_tune(
+    folder: Path, *, dataset: Path, tokens: dict[str, int], checkpoint: Path, config: Config, iteration: int
+) -> dict:
+    """Train `checkpoint` on a data set (`evolve.dataset`); writes checkpoint/, metrics.jsonl and tensorboard/.
 
-    metrics.jsonl has a line a step: step, epoch, loss (nats a sample, by `answer_loss`), answer_tokens, grad_norm, lr,
-    samples. Times are not among them, since equal inputs give equal files; they are returned, for this attempt: seconds
-    in all, seconds_starting (Ray's workers, imports, encoding, checkpoints, export), samples_stepped (each as often as
-    it was seen) and samples_per_second while stepping.
+    tokens: of each of its samples, by question id (`feed.measure`). metrics.jsonl has a line a step: step, epoch, loss
+    (nats a sample, by `answer_loss`), grad_norm, lr, samples, tokens, answer_tokens, image_tokens, which equal inputs
+    give equal; and how fast it was: seconds, samples_per_second, tokens_per_second, mfu, memory_bytes (`evolve.metrics`).
 
-    Raises ValueError for a missing checkpoint, a processor without chat template, an unreadable image and a loss
-    that is not finite, EngineError when a worker dies for another reason.
+    A worker that dies is replaced, or done without down to `evolve.min_workers`, up to `evolve.max_failures` times.
+
+    Returns, for this attempt: seconds in all, seconds_starting (Ray's workers, imports, checkpoints, export),
+    samples_stepped (each as often as it was seen) and samples_per_second while stepping. Raises ValueError for a
+    missing checkpoint or one without adapter, a damaged data set, an unreadable image and a loss that is not finite,
+    EngineError when workers die for another reason.
     """
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    if not (checkpoint / "config.json").exists():
-        raise ValueError(f"checkpoint {checkpoint}: no Hugging Face checkpoint folder (config.json is missing)")
-    started = time.perf_counter()
-    job = {
-        "samples": str(samples.resolve()),
-        "checkpoint": str(checkpoint.resolve()),
-        "settings": identity(config)["evolve"],
-        "seed": [config.seed, iteration],
-    }
-    name = digest_of([job["settings"], job["seed"], digest_file(samples), digest_folder(checkpoint)])
+    adapter_of(checkpoint)
+    _, card = read_dataset(dataset)
+    started, evolve = time.perf_counter(), config.evolve
+    decisive, seed = identity(config)["evolve"], [config.seed, iteration]
+    name = digest_of([decisive, seed, tokens, card["digests"], digest_folder(checkpoint)])
     scratch = (folder / SCRATCH).resolve()
     for stale in scratch.glob("*"):
         if stale.name != name:
             shutil.rmtree(stale)
-    job |= {"scratch": str(scratch / name), "metrics": str(folder.resolve() / "metrics.jsonl")}
     (scratch / name).mkdir(parents=True, exist_ok=True)
+    job = {
+        "dataset": str(dataset.resolve()), "tokens": tokens, "checkpoint": str(checkpoint.resolve()),
+        "settings": evolve.model_dump(mode="json"), "seed": seed, "scratch": str(scratch / name),
+        "metrics": str(folder.resolve()),
+    }  # fmt: skip
+    least = evolve.min_workers or evolve.workers
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=config.evolve.workers, use_gpu=on_gpus(config)),
-        run_config=RunConfig(name=name, storage_path=str(scratch), checkpoint_config=CheckpointConfig(num_to_keep=1)),
-    )
-    with watched(folder / "metrics.jsonl", pq.read_metadata(samples).num_rows * config.evolve.epochs):
-        rates = run(trainer)
+        scaling_config=ScalingConfig(
+            num_workers=evolve.workers if least == evolve.workers else (least, evolve.workers), use_gpu=on_gpus(config)
+        ),
+        run_config=RunConfig(
+            name=name, storage_path=str(scratch),
+            checkpoint_config=CheckpointConfig(num_to_keep=evolve.keep_checkpoints),
+        ),
+    )  # fmt: skip
+    with watched(folder / "metrics.jsonl", len(tokens) * evolve.epochs):
+        rates = run(trainer, evolve.max_failures)
     publish(scratch / name / "export", folder / "checkpoint")
     seconds = time.perf_counter() - started
     return {
@@ -85,23 +95,29 @@ def on_gpus(config: Config) -> bool:
     """Whether each worker gets a GPU: by `engine.device`, 'auto' when Ray has enough of them."""
     import ray
 
-    enough = ray.cluster_resources().get("GPU", 0) >= config.evolve.workers
+    enough = ray.cluster_resources().get("GPU", 0) >= (config.evolve.min_workers or config.evolve.workers)
     return config.engine.device == "gpu" or (config.engine.device == "auto" and enough)
 
 
-def run(trainer: "TorchTrainer") -> dict:
-    """What rank 0 returned from the training. A worker's ValueError is raised as it was, EngineError for the rest."""
+def run(trainer: "TorchTrainer", failures: int) -> dict:
+    """What rank 0 returned from the training, which goes on from its last checkpoint after up to `failures` deaths of
+    workers. A worker's ValueError is raised as it was, since it would come again; EngineError for the rest."""
     from ray.train import ControllerError, WorkerGroupError
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler, left = signal.getsignal(signal.SIGINT), failures
     try:
-        return trainer.fit().return_value
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if isinstance(failure, ValueError):
-                raise failure from error
-        first = next(iter(error.worker_failures.values()), error)
-        raise EngineError(f"a training worker died: {one_line(first)}") from error
+        while True:
+            try:
+                return trainer.fit().return_value
+            except WorkerGroupError as error:
+                for failure in error.worker_failures.values():
+                    if isinstance(failure, ValueError):
+                        raise failure from error
+                first = one_line(next(iter(error.worker_failures.values()), error))
+                if not left:
+                    raise EngineError(f"a training worker died: {first}") from error
+                left -= 1
+                say(f"  a training worker died ({first}); going on from the last checkpoint")
     except ControllerError as error:
         raise EngineError(f"training could not go on: {one_line(error)}") from error
     finally:
@@ -121,7 +137,13 @@ def watched(metrics: Path, total: int) -> Iterator[None]:
             text = metrics.read_text() if metrics.exists() else ""
             steps = [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
             if steps:
-                bar.set_postfix({"loss": f"{steps[-1]['loss']:.3f}"}, refresh=False)
+                now = steps[-1]
+                mfu = {} if now["mfu"] is None else {"MFU": f"{now['mfu']:.0%}"}
+                bar.set_postfix(
+                    {"loss": f"{now['loss']:.3f}", "lr": f"{now['lr']:.1e}", "norm": f"{now['grad_norm']:.2g}",
+                     "token/s": f"{now['tokens_per_second']:.0f}", **mfu, "GB": f"{now['memory_bytes'] / 1e9:.1f}"},
+                    refresh=False,
+                )  # fmt: skip
             bar.update(sum(step["samples"] for step in steps) - bar.n)
 
     watcher = threading.Thread(target=watch, daemon=True)

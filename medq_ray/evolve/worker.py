@@ -1,92 +1,100 @@
-"""Fine-tuning as one worker does it: FSDP2 over all workers, eq. 4 on the answer tokens, a checkpoint an epoch.
+"""Fine-tuning as one worker does it: FSDP2 over all workers, eq. 4 on the answer tokens of packed rows.
 
 Imported only by Ray Train's workers: torch and transformers load with it.
 """
 
-import json
 import math
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from medq_ray.artifacts import read_table
-from medq_ray.evolve.encoding import IGNORED, Encoded, collate, encode_all, load_processor
+from medq_ray.evolve import attention
+from medq_ray.evolve.adapters import Adapter, adapter_of
+from medq_ray.evolve.checkpoint import export, restore, save, steps_done
+from medq_ray.evolve.dataset import read_dataset
+from medq_ray.evolve.encoding import IGNORED
+from medq_ray.evolve.feed import stream
+from medq_ray.evolve.metrics import Metrics
+from medq_ray.evolve.packing import Row, schedule
 
 UNIT = 5_000_000
 """Fewest parameters of a block that is gathered by itself. Below it (the embedded model's blocks have 0.2 million) its
 messages cost more than its memory: 48 samples/s with a unit for every block, 70 with one for all (two CPU workers, 12
 samples a step)."""
-WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 
 def train(job: dict) -> dict:
     """Train, export to scratch/export and return {samples_stepped, seconds_stepping} of this attempt.
 
-    job: paths `samples`, `checkpoint`, `metrics` and `scratch`; `settings` (evolve section); `seed` (list of ints).
-    Every rank takes the same number of steps over the same global batches, whatever the number of workers.
+    job: paths `dataset`, `checkpoint`, `metrics` (a folder) and `scratch`; `tokens` of each sample by id; `settings`
+    (evolve section); `seed` (list of ints). The steps and their global batches are the same for any number of workers.
     """
-    settings, scratch, checkpoint = job["settings"], Path(job["scratch"]), Path(job["checkpoint"])
+    settings, checkpoint, scratch = job["settings"], Path(job["checkpoint"]), Path(job["scratch"])
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world = context.get_world_rank(), context.get_world_size()
     if device.type == "cpu":
         torch.set_num_threads(1)  # one core a worker, and sums in one order: equal inputs give equal bits
-    processor = load_processor(checkpoint)
-    samples = read_table(Path(job["samples"])).to_pylist()
-    encoded = encode_all(processor, samples)
-    model = sharded(load_model(checkpoint), device)
+    samples = read_dataset(Path(job["dataset"]))[0].to_pylist()
+    an_epoch, done = math.ceil(len(samples) / settings["batch_size"]), steps_done()
+    total = an_epoch * settings["epochs"]
+    rows = stream(
+        schedule(
+            [job["tokens"][sample["question_id"]] for sample in samples], size=settings["batch_size"],
+            seed=job["seed"], epochs=settings["epochs"], rank=rank, world=world, most=settings["max_tokens"], done=done,
+        ),
+        samples, checkpoint, settings["loaders"],
+    )  # fmt: skip
+    model = load_model(checkpoint, settings)
+    metrics = Metrics(Path(job["metrics"]), model, adapter_of(checkpoint), device, world, done) if rank == 0 else None
+    model = sharded(model, device)
     optimizer = new_optimizer(model, settings)
-    steps_an_epoch = math.ceil(len(samples) / settings["batch_size"])
-    start = restore(model, optimizer)
-    step = start * steps_an_epoch
-    log = open_metrics(Path(job["metrics"]), keep=step) if rank == 0 else None
-    seconds, stepped = 0.0, 0
-    for epoch in range(start, settings["epochs"]):
-        began = time.perf_counter()
-        torch.manual_seed(int(np.random.SeedSequence([*job["seed"], epoch, rank]).generate_state(1)[0]))  # dropout
-        for batch in batches(len(samples), settings["batch_size"], job["seed"], epoch):
-            mine = batch[rank::world]
-            local = [encoded[i] for i in mine] or [without_loss(encoded[batch[0]])]
-            inputs = {k: v.to(device) for k, v in collate(local, processor.tokenizer.pad_token_id).items()}
-            step += 1
-            lr = learning_rate(step, steps_an_epoch * settings["epochs"], settings)
-            ids = [samples[i]["question_id"] for i in mine]
-            numbers = take_step(model, optimizer, inputs, ids, step, len(batch), lr, settings)
-            stepped += len(batch)
-            if log:
-                line = {"step": step, "epoch": epoch, **numbers, "lr": lr, "samples": len(batch)}
-                log.write(json.dumps(line) + "\n")
-                log.flush()
+    restore(model, optimizer)
+    seconds, stepped, began, losses = 0.0, 0, time.perf_counter(), []
+    for row, tensors in rows:
+        torch.manual_seed(int(np.random.SeedSequence([*job["seed"], row.step, rank]).generate_state(1)[0]))  # dropout
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        losses.append((row, tensors, backward(model, tensors, row, settings["answer_loss"])))
+        if not row.last:
+            continue
+        lr = learning_rate(row.step, total, settings)
+        numbers = finish_step(model, optimizer, losses, samples, lr, settings)
+        stepped += row.batch
+        if metrics:
+            line = {"step": row.step, "epoch": (row.step - 1) // an_epoch, **numbers, "lr": lr, "samples": row.batch}
+            metrics.write(line, time.perf_counter() - began)
         seconds += time.perf_counter() - began
-        save(model, optimizer, epoch, rank)
+        if row.step % (settings["checkpoint_every"] or an_epoch) == 0 or row.step % an_epoch == 0:
+            save(model, optimizer, row.step, rank, scratch)
+        began, losses = time.perf_counter(), []
     export(model, checkpoint, scratch / "export", rank)
     return {"samples_stepped": stepped, "seconds_stepping": seconds}
 
 
-def load_model(checkpoint: Path) -> nn.Module:
-    """The checkpoint in float32, ready to train."""
+def load_model(checkpoint: Path, settings: dict) -> nn.Module:
+    """The checkpoint in float32, ready to train: our attention, frozen parts frozen, activations kept or not."""
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
+    prepare(model, adapter_of(checkpoint), settings)
+    return model
+
+
+def prepare(model: nn.Module, adapter: Adapter, settings: dict) -> None:
+    """Set a loaded model up for training, in place; see `load_model`."""
+    model.set_attn_implementation({part: attention.NAME for part in model.config.sub_configs})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(settings[f"train_{adapter.part(name)}"])
+    if settings["activation_checkpointing"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def sharded(model: nn.Module, device: torch.device) -> nn.Module:
@@ -109,16 +117,8 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def new_optimizer(model: nn.Module, settings: dict) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"], foreach=True
-    )
-
-
-def batches(count: int, size: int, seed: list[int], epoch: int) -> Iterator[list[int]]:
-    """Global batches of one epoch: each of `count` samples once, the last batch possibly shorter."""
-    order = np.random.default_rng(np.random.SeedSequence([*seed, epoch])).permutation(count)
-    for start in range(0, count, size):
-        yield order[start : start + size].tolist()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=settings["learning_rate"], weight_decay=settings["weight_decay"], foreach=True)
 
 
 def learning_rate(step: int, steps: int, settings: dict) -> float:
@@ -129,53 +129,82 @@ def learning_rate(step: int, steps: int, settings: dict) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise + 1)))
 
 
-def without_loss(encoded: Encoded) -> Encoded:
-    """The sample with all labels ignored: what a rank computes on when a short batch has nothing left for it."""
-    tokens, others = encoded
-    return {**tokens, "labels": torch.full_like(tokens["labels"], IGNORED)}, others
+def answer_logits(model: nn.Module, row: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(logits (A, V) that predict the A answer tokens of a packed row, their places (A,) in it). No others are
+    computed: the head has a fifth of a small model's weights and most of its outputs."""
+    places = (row["labels"] != IGNORED).nonzero()[:, 0]
+    positions = row["positions"]
+    others = {k: v for k, v in row.items() if k not in ("input_ids", "labels", "positions", "lengths")}
+    logits = model(
+        input_ids=row["input_ids"][None],
+        position_ids=positions if len(positions) == 1 else positions[:, None],
+        logits_to_keep=places - 1,
+        segments=attention.Segments.of(row["lengths"]),
+        use_cache=False,
+        **others,
+    ).logits[0]
+    return logits, places
 
 
-def sample_losses(model: nn.Module, inputs: dict[str, Tensor], joined: str = "sum") -> Tensor:
+def sample_losses(model: nn.Module, row: dict[str, Tensor], joined: str = "sum") -> Tensor:
     """float32 (N,): the inner sum of eq. 4, negative log-likelihood of each sample's answer tokens in nats; with
     `joined` 'mean', that per answer token."""
-    logits = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).logits[:, :-1]
-    targets = inputs["labels"][:, 1:]
-    answer = targets != IGNORED
-    losses = nn.functional.cross_entropy(logits[answer].float(), targets[answer], reduction="none")
-    sums = torch.zeros(len(targets), device=losses.device).index_add(0, answer.nonzero()[:, 0], losses)
-    return sums if joined == "sum" else sums / answer.sum(1).clamp(min=1)
+    logits, places = answer_logits(model, row)
+    losses = nn.functional.cross_entropy(logits.float(), row["labels"][places], reduction="none")
+    owner = torch.searchsorted(row["lengths"].cumsum(0), places, right=True)
+    zeros = torch.zeros(len(row["lengths"]), device=losses.device)
+    sums = zeros.index_add(0, owner, losses)
+    return sums if joined == "sum" else sums / zeros.index_add(0, owner, torch.ones_like(losses))
 
 
-def take_step(
+def backward(model: nn.Module, row: dict[str, Tensor], place: Row, joined: str) -> Tensor:
+    """Add a row's share of its step's gradient to `grad`; its losses (N,), detached.
+
+    The loss of a step is eq. 4: summed over an answer's tokens (or averaged, by `evolve.answer_loss`), then averaged
+    over the samples of the global batch, whatever rows and workers they lie in.
+    """
+    losses = sample_losses(model, row, joined)
+    share = dist.get_world_size() / place.batch if place.counted else 0.0  # FSDP2 averages gradients over ranks
+    (losses.sum() * share).backward()
+    return losses.detach()
+
+
+def finish_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    inputs: dict[str, Tensor],
-    ids: list[str],
-    step: int,
-    batch_size: int,
+    rows: list[tuple[Row, dict[str, Tensor], Tensor]],
+    samples: list[dict],
     lr: float,
     settings: dict,
-) -> dict[str, float]:
-    """One optimizer step on this rank's `inputs` of a global batch: {loss, answer_tokens, grad_norm} of the batch.
+) -> dict[str, Any]:
+    """Update the weights after a step's `rows`: {loss, grad_norm, answer_tokens, image_tokens} of its global batch, and
+    its `lengths` (tokens of each sample) and `pixels` (values), by which operations are counted.
 
-    The loss is eq. 4: summed over an answer's tokens (or averaged, by `settings["answer_loss"]`), then averaged over
-    the samples of the global batch. Raises ValueError on every rank, before weights change, when loss or gradient is
-    not finite.
+    Raises ValueError on every rank, before weights change, when loss or gradient is not finite.
     """
-    losses = sample_losses(model, inputs, settings["answer_loss"])
-    world = dist.get_world_size()
-    (losses.sum() * world / batch_size).backward()  # FSDP2 averages gradients over ranks
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
-    totals = torch.stack([losses.detach().sum().double(), (inputs["labels"] != IGNORED).sum().double()])
-    dist.all_reduce(totals)
-    numbers = {"loss": totals[0].item() / batch_size, "answer_tokens": int(totals[1].item())}
-    numbers["grad_norm"] = grad_norm.full_tensor().item()
+    grad_norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings["clip_norm"])
+    counted = [(row, tensors, losses) for row, tensors, losses in rows if row.counted]
+    own = {
+        "loss": sum(losses.double().sum().item() for _, _, losses in counted),
+        "answer_tokens": sum(int((tensors["labels"] != IGNORED).sum()) for _, tensors, _ in counted),
+        "image_tokens": sum(int((t["input_ids"] == model.config.image_token_id).sum()) for _, t, _ in counted),
+        "pixels": sum(tensors["pixel_values"].numel() for _, tensors, _ in counted),
+        "lengths": [length for _, tensors, _ in counted for length in tensors["lengths"].tolist()],
+    }
+    bad = [
+        samples[sample]["question_id"]
+        for row, _, losses in counted
+        for sample, loss in zip(row.samples, losses.tolist(), strict=True)
+        if not math.isfinite(loss)
+    ]
+    everyone: list[tuple[dict, list]] = [(own, bad)] * dist.get_world_size()
+    dist.all_gather_object(everyone, (own, bad))
+    numbers = {name: sum((found[name] for found, _ in everyone), type(own[name])()) for name in own}
+    numbers |= {"loss": numbers["loss"] / rows[0][0].batch, "grad_norm": grad_norm.full_tensor().item()}
     if not math.isfinite(numbers["loss"] + numbers["grad_norm"]):
-        bad: list[list[str]] = [[] for _ in range(world)]
-        dist.all_gather_object(bad, [name for name, loss in zip(ids, losses.tolist()) if not math.isfinite(loss)])
-        names = sorted(name for rank in bad for name in rank)
+        names = sorted(name for _, found in everyone for name in found)
         raise ValueError(
-            f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {len(names)} samples without "
+            f"step {rows[0][0].step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {len(names)} samples without "
             f"a finite loss: {', '.join(names[:5])}; check them and the checkpoint or lower evolve.learning_rate"
         )
     for group in optimizer.param_groups:
@@ -183,52 +212,3 @@ def take_step(
     optimizer.step()
     optimizer.zero_grad()
     return numbers
-
-
-def open_metrics(path: Path, keep: int) -> IO[str]:
-    """The metrics file to append to, cut to its first `keep` lines: what a killed run did after its last checkpoint
-    is done again."""
-    lines = path.read_text().splitlines(True)[:keep] if path.exists() else []
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines))
-    os.replace(temporary, path)
-    return open(path, "a")
-
-
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, rank: int) -> None:
-    """Report the finished epoch to Ray Train with every rank's shard of weights and optimizer."""
-    weights, moments = get_state_dict(model, optimizer)
-    with tempfile.TemporaryDirectory() as folder:
-        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
-        if rank == 0:
-            Path(folder, "epoch.json").write_text(json.dumps(epoch))
-        ray.train.report({"epoch": epoch}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load Ray Train's last checkpoint into model and optimizer; the first epoch that is still to do."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        weights, moments = get_state_dict(model, optimizer)
-        state = {"model": weights, "optimizer": moments}
-        dcp.load(state, checkpoint_id=folder)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return json.loads(Path(folder, "epoch.json").read_text()) + 1
-
-
-def export(model: nn.Module, source: Path, target: Path, rank: int) -> None:
-    """Write a plain Hugging Face folder: our weights in the source's number format, all else copied from `source`."""
-    from transformers import AutoConfig
-
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if rank == 0:
-        dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
-        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        tied = names - {name for name, _ in model.named_parameters()}  # stored once, under the first name
-        shutil.rmtree(target, ignore_errors=True)
-        model.save_pretrained(target, state_dict={k: v.to(dtype) for k, v in state.items() if k not in tied})
-        for file in sorted(source.iterdir()):
-            if file.is_file() and not file.name.endswith(WEIGHT_FILES):
-                shutil.copyfile(file, target / file.name)

@@ -46,9 +46,9 @@ def explore(
     """Phase 2 up to annotation (Sec. 2.3).
 
     prototypes: schema.PROTOTYPE, rates: eq. 1, asked: schema.QUESTION on dev that were answered, and failures:
-    schema.FAILURE, of this iteration's evaluation; images: schema.POOL_IMAGE of all splits, of which those of split
-    'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the pool; ask_self, ask_oracle: the
-    model under training and the oracle; taken: image ids selected in earlier iterations.
+    schema.FAILURE, of the evaluation of the checkpoint that serves; images: schema.POOL_IMAGE of all splits, of which
+    those of split 'pool' with an id in `allowed` can be selected; search, embedded, fetch: over the pool; ask_self,
+    ask_oracle: that checkpoint and the oracle; taken: image ids selected in earlier iterations.
 
     Writes retrieved, selection, shares, questions and dropped (.parquet), images that were nowhere yet as a file of
     their own (images/*.png), and returns counts. Raises ValueError when the pool has no images, or the oracle writes no

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray.artifacts import Run, Step
+from medq_ray.promotion import serving_at
 from medq_ray.questions import LETTERS
 
 SHOWN = 3
@@ -18,7 +19,7 @@ def why(run_dir: Path, image_id: str) -> str:
     run, t = Run(run_dir), 0
     lines: list[str] = []
     while (explored := run.finished(f"iter-{t:02d}/explore")) is not None:
-        lines += iteration(t, explored, run.finished(f"iter-{t:02d}/evaluate"), image_id)
+        lines += iteration(t, explored, run.finished(f"iter-{serving_at(run, t):02d}/evaluate"), image_id)
         t += 1
     if t == 0:
         hint = "give the folder of a run, and wait for its first selection"

@@ -7,13 +7,15 @@ classes (`style.html`). Coordinates are pixels of the view box.
 import math
 from html import escape
 
-from medq_ray.report.text import percent, words
+from medq_ray.report.text import percent, rejected, words
 
 SERIES = (("dev", "dev"), ("test", "test"))
 
 
 def progress(iterations: list[dict], kind: str | None = None, *, width: int = 620, height: int = 330) -> str:
-    """Accuracy of dev and test over iterations with the test's 95 % intervals; one question kind, or all perception."""
+    """Accuracy of dev and test over iterations with the test's 95 % intervals; one question kind, or all perception.
+
+    The lines run through what served; a checkpoint that was not promoted is a cross beside them."""
     scores = {split: [of_kind(row[split], kind) for row in iterations] for split, _ in SERIES}
     bounds = [b for s in scores["test"] if s for b in s["ci95"]] + [s["accuracy"] for s in scores["dev"] if s]
     low, high = axis(bounds)
@@ -36,13 +38,14 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
         parts.append(f'<text class="tick" x="{x(t):.1f}" y="{height - 10}" text-anchor="middle">{name}</text>')
     labels, finals = {}, {}
     for split, mark in SERIES:
-        points = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s]
+        points = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s and not rejected(iterations[t])]
+        others = [(x(t), y(s["accuracy"]), s) for t, s in enumerate(scores[split]) if s and rejected(iterations[t])]
         if not points:
             continue
         if split == "test":
             parts += [
                 f'<line class="bar" x1="{px:.1f}" x2="{px:.1f}" y1="{y(s["ci95"][0]):.1f}" y2="{y(s["ci95"][1]):.1f}"/>'
-                for px, _, s in points
+                for px, _, s in points + others
             ]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in points)
         parts.append(f'<polyline class="line {mark}" points="{path}"/>')
@@ -50,7 +53,12 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
             f'<circle class="dot {mark}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"><title>{label(split, s)}</title></circle>'
             for px, py, s in points
         ]
-        labels[split] = (points[-1][0] + 10, points[-1][1])
+        parts += [
+            f'<path class="cross {mark}" d="M{px - 4:.1f} {py - 4:.1f}l8 8m0 -8l-8 8">'
+            f"<title>{label(split, s)}, not promoted</title></path>"
+            for px, py, s in others
+        ]
+        labels[split] = (max(px for px, *_ in points + others) + 10, points[-1][1])
         finals[split] = percent(points[-1][2]["accuracy"])
     for split, (px, py) in spread(labels).items():
         parts.append(f'<text class="end {split}" x="{px:.1f}" y="{py + 4:.1f}">{split} {finals[split]}</text>')
@@ -59,7 +67,8 @@ def progress(iterations: list[dict], kind: str | None = None, *, width: int = 62
 
 
 def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: int = 620) -> str:
-    """Base and last test accuracy for rows of groups: [(heading, [(row, base, last)])]; intervals on both."""
+    """Test accuracy of the base and of what serves for rows of groups: [(heading, [(row, base, now)])]; intervals on
+    both."""
     shown = [score for _, rows in groups for _, *pair in rows for score in pair]
     low, high = axis([bound for score in shown for bound in score["ci95"]])
     left, right, row_height = 132, 62, 24
@@ -75,19 +84,19 @@ def dumbbells(groups: list[tuple[str, list[tuple[str, dict, dict]]]], *, width: 
     for heading, rows in groups:
         y += 26
         parts.append(f'<text class="heading" x="0" y="{y - 6}">{escape(heading)}</text>')
-        for name, base, last in rows:
+        for name, base, now in rows:
             y += row_height
             middle = y - 12
             parts.append(f'<text class="name" x="10" y="{middle + 4}">{escape(name)}</text>')
-            for name, score, mark, at in (("base", base, "base", middle - 4), ("last", last, "test", middle + 4)):
+            for name, score, mark, at in (("base", base, "base", middle - 4), ("serving", now, "test", middle + 4)):
                 ends = [x(bound) for bound in score["ci95"]]
                 parts.append(f'<line class="bar {mark}" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{at}" y2="{at}"/>')
                 parts.append(f'<circle class="dot {mark}" cx="{x(score["accuracy"]):.1f}" cy="{at}" r="3.5">'
                              f"<title>{label(name, score)}</title></circle>")  # fmt: skip
-            change = 100 * (last["accuracy"] - base["accuracy"])
+            change = 100 * (now["accuracy"] - base["accuracy"])
             text = f"{change:+.1f}".replace("-", "−")
             parts.append(f'<text class="change" x="{width}" y="{middle + 4}" text-anchor="end">{text}</text>')
-    return figure(width, height, "test accuracy of the base and the last checkpoint by group, in percent", parts)
+    return figure(width, height, "test accuracy of the base and the checkpoint that serves by group, in percent", parts)
 
 
 def of_kind(score: dict, kind: str | None) -> dict | None:

@@ -3,6 +3,8 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medq_ray.artifacts import Run
+from medq_ray.promotion import serving_at
 from medq_ray.report.exploring import quality
 from medq_ray.report.reading import RunFiles, thumbnail
 from medq_ray.report.text import capability_words, words
@@ -18,20 +20,20 @@ def gallery(run: RunFiles) -> list[dict]:
     """One entry an iteration with explored prototypes, each with its cards, largest prototype first."""
     chapters = []
     for row in run.summary["iterations"]:
-        folder = f"iter-{row['t']:02d}"
+        folder, of = f"iter-{row['t']:02d}", serving_at(Run(run.root), row["t"])
         hits = run.columns(f"{folder}/explore/retrieved.parquet")
         picks = run.columns(f"{folder}/explore/selection.parquet")
-        prototypes = run.table(f"{folder}/evaluate/prototypes.parquet")
+        prototypes = run.table(f"iter-{of:02d}/evaluate/prototypes.parquet")
         if not prototypes or hits is None or picks is None:
             continue
-        failures = {f["question_id"]: f for f in run.table(f"{folder}/evaluate/failures.parquet")}
+        failures = {f["question_id"]: f for f in run.table(f"iter-{of:02d}/evaluate/failures.parquet")}
         prototypes.sort(key=lambda p: (-p["size"], p["prototype_id"]))
         cards = [
             card(run, p, failures, of_prototype(hits, p["prototype_id"]), of_prototype(picks, p["prototype_id"]))
             for p in prototypes
         ]
-        chapters.append({"t": row["t"], "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards),
-                         "quality": quality(run, row["t"])})  # fmt: skip
+        chapters.append({"t": row["t"], "of": of, "open": cards[:SHOWN], "folded": cards[SHOWN:], "count": len(cards),
+                         "quality": quality(run, of)})  # fmt: skip
     return chapters
 
 

@@ -131,7 +131,8 @@ def value(run: RunFiles) -> list[tuple[str, list[str]]]:
                  for mark in ("", ", simulated")}  # fmt: skip
         paid = money[""] or money[", simulated"]
         minutes = sum(amount for name, amount in spent.items() if name.startswith("reviewer")) / 60
-        both = (after["dev"]["accuracy"], row["dev"]["accuracy"])
+        before = rows[after["promotion"]["against"]["t"]] if after.get("promotion") else row
+        both = (after["dev"]["accuracy"], before["dev"]["accuracy"])
         gained = None if None in both else 100 * (both[0] - both[1])
         engine = sum(row["seconds"].get(phase, 0) for phase in ENGINE_PHASES)
         columns.append([

@@ -35,6 +35,7 @@ def write_report(run_dir: Path) -> Path:
         simulated=views.simulated(run),
         progress=views.progress(run),
         accuracies=views.accuracies(run),
+        promotions=views.promotions(run),
         work=views.work(run),
         losses=views.losses(run),
         heat=views.heat(run),

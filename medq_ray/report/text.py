@@ -57,12 +57,26 @@ def counts_line(counts: dict[str, float]) -> str:
     return ", ".join(parts) or "none"
 
 
+def rejected(row: dict) -> bool:
+    """Whether an iteration's checkpoint was not promoted (runs of before there were promotions have none)."""
+    return bool(row.get("promotion")) and not row["promotion"]["promoted"]
+
+
+def served(summary: dict) -> tuple[int, dict]:
+    """The iteration whose checkpoint serves, and the comparison of base and it on test."""
+    compared = summary["comparison"]
+    return (
+        summary.get("serving", summary["iterations"][-1])["t"],
+        compared.get("base_to_serving", compared["base_to_last"]),
+    )
+
+
 def iteration_table(summary: dict) -> str:
     """The table of a run for the terminal, at most 110 columns.
 
     One accuracy row for each iteration and split (percent, 95 % interval in brackets), then what each iteration did:
-    selection, routes, verdicts, drops, seconds. `summary` is summary.json; iterations without training rows are the
-    last ones.
+    why its checkpoint was promoted or not, selection, routes, verdicts, drops, seconds. `summary` is summary.json;
+    iterations without training rows are the last ones.
     """
     kinds = kinds_of(summary)
     heads = ["perception", *(words(kind) for kind in kinds)]
@@ -82,12 +96,16 @@ def iteration_table(summary: dict) -> str:
         lines += details(row)
     if summary["stopped"] is None:  # still running
         return "\n".join(lines)
-    compared = summary["comparison"]["base_to_last"]
+    t, compared = served(summary)
     low, high = (100 * bound for bound in compared["ci95"])
+    result = (
+        f"test perception, base to what serves: {100 * compared['difference']:+.1f} points [{low:+.1f}, {high:+.1f}], "
+        f"McNemar p = {compared['p_mcnemar']:.2g}, n = {compared['n']}"
+    )
     lines += [
         "",
-        f"test perception, base to last: {100 * compared['difference']:+.1f} points [{low:+.1f}, {high:+.1f}], "
-        f"McNemar p = {compared['p_mcnemar']:.2g}, n = {compared['n']}",
+        result if t else "no checkpoint was promoted: the base serves",
+        f"serving: {summary['iterations'][t]['checkpoint']}",
         f"stopped: {words(summary['stopped'])}",
     ]
     return "\n".join(lines)
@@ -117,6 +135,8 @@ def cell_text(cell: dict | None) -> str:
 def details(row: dict) -> list[str]:
     """What one iteration did, wrapped to WIDTH."""
     facts = {"checkpoint": row["checkpoint"]}
+    if row.get("promotion"):
+        facts["on dev"] = row["promotion"]["why"]
     if "selected" in row:
         facts |= {
             "selected": counts_line(row["selected"]),

@@ -11,7 +11,7 @@ from medq_ray.config import Config
 from medq_ray.ledger import Ledger
 from medq_ray.report import charts
 from medq_ray.report.reading import RunFiles
-from medq_ray.report.text import interval, kinds_of, p_value, percent, words
+from medq_ray.report.text import interval, kinds_of, p_value, percent, rejected, served, words
 from medq_ray.schema import DEGRADATIONS, EVERYDAY, MODALITIES, SEVERITIES
 
 GROUPS = (
@@ -20,7 +20,7 @@ GROUPS = (
     ("by_severity", "severity"),
     ("by_modality", "modality"),
 )
-"""Axes of metrics.json that base and last checkpoint are compared by, with their headings."""
+"""Axes of metrics.json that the base and the checkpoint that serves are compared by, with their headings."""
 STRETCH = 10
 """Training steps that the loss curve averages."""
 SEVERITY_WORDS = {"none": "no degradation"}
@@ -35,12 +35,11 @@ PAPER = {  # Table 3 of the paper: cold start and later iterations
 
 def headline(run: RunFiles) -> dict:
     """The result in one sentence and its numbers."""
-    rows, compared = run.summary["iterations"], run.summary["comparison"]["base_to_last"]
-    first, last = rows[0]["test"], rows[-1]["test"]
+    rows, (serving, compared) = run.summary["iterations"], served(run.summary)
+    first, last = rows[0]["test"], rows[serving]["test"]
     low, high = (100 * bound for bound in compared["ci95"])
     difference = 100 * compared["difference"]
-    trained = [row for row in rows[:-1] if "trained_on" in row]  # what the last row trained is not yet evaluated
-    picks = [pick for row in trained for pick in selected(run, row["t"])]
+    picks = [pick for row in rows[:serving] for pick in selected(run, row["t"])]
     return {
         "base": percent(first["accuracy"]),
         "last": percent(last["accuracy"]),
@@ -50,7 +49,8 @@ def headline(run: RunFiles) -> dict:
         "p": p_value(compared["p_mcnemar"]),
         "settled": compared["p_mcnemar"] < 0.05,
         "n": compared["n"],
-        "trainings": len(trained),
+        "trainings": len(rows) - 1,  # what the last row trained is not yet evaluated
+        "promoted": serving > 0,
         "images": len(picks),
         "targeted": sum(pick["strategy"] != "random" for pick in picks),
         "gained": compared.get("gained"),
@@ -78,10 +78,10 @@ def simulated(run: RunFiles) -> list[str]:
 
 def progress(run: RunFiles) -> dict:
     """The drawings of section 1."""
-    rows = run.summary["iterations"]
+    rows, (serving, _) = run.summary["iterations"], served(run.summary)
     groups = []
     for axis, heading in GROUPS:
-        base, last = (row["test"].get(axis, {}) for row in (rows[0], rows[-1]))
+        base, last = (row["test"].get(axis, {}) for row in (rows[0], rows[serving]))
         order = [*kinds_of(run.summary), *SEVERITIES, "general", "specific", *MODALITIES]
         pairs = [
             (SEVERITY_WORDS.get(name, words(name)), base[name], last[name])
@@ -93,12 +93,12 @@ def progress(run: RunFiles) -> dict:
     return {
         "main": charts.progress(rows),
         "kinds": [(words(k), charts.progress(rows, k, width=250, height=165)) for k in kinds_of(run.summary)],
-        "groups": charts.dumbbells(groups) if groups and len(rows) > 1 else None,
+        "groups": charts.dumbbells(groups) if groups and serving else None,
     }
 
 
 def accuracies(run: RunFiles) -> dict:
-    """Rows of the accuracy table: (t, checkpoint, split, n, cells)."""
+    """Rows of the accuracy table: (t, checkpoint, whether it was rejected, split, n, cells)."""
     kinds = kinds_of(run.summary)
 
     def cell(score: dict | None) -> tuple[str, str] | None:
@@ -107,12 +107,20 @@ def accuracies(run: RunFiles) -> dict:
         return percent(score["accuracy"]), interval(score["ci95"])
 
     rows = [
-        {"t": row["t"], "checkpoint": row["checkpoint"], "split": split, "n": row[split]["n"],
+        {"t": row["t"], "checkpoint": row["checkpoint"], "rejected": rejected(row), "split": split,
+         "n": row[split]["n"],
          "cells": [cell(row[split]), *(cell(row[split]["by_kind"].get(kind)) for kind in kinds)]}
         for row in run.summary["iterations"]
         for split in ("dev", "test")
     ]  # fmt: skip
     return {"heads": ["perception", *map(words, kinds)], "rows": rows}
+
+
+def promotions(run: RunFiles) -> dict:
+    """What serves, and why each checkpoint was promoted or not: (t, sentence)."""
+    rows, (serving, _) = run.summary["iterations"], served(run.summary)
+    reasons = [(row["t"], row["promotion"]["why"]) for row in rows if row.get("promotion")]
+    return {"serving": rows[serving]["checkpoint"], "t": serving, "reasons": reasons}
 
 
 def work(run: RunFiles) -> list[dict]:
@@ -160,7 +168,7 @@ def heat(run: RunFiles) -> dict:
     for row in run.summary["iterations"]:
         rates = run.json(f"iter-{row['t']:02d}/evaluate/rates.json") or {}
         lines = [(words(m), [cell(rates.get(f"cell:{m}/{name}"), m, name) for name in columns]) for m in MODALITIES]
-        bodies.append({"t": row["t"], "lines": lines})
+        bodies.append({"t": row["t"], "rejected": rejected(row), "lines": lines})
     return {"columns": [words(name) if name != "none" else "clean" for name in columns],
             "everyday": len(EVERYDAY), "specific": len(columns) - len(EVERYDAY) - 1, "bodies": bodies}  # fmt: skip
 

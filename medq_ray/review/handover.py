@@ -18,6 +18,7 @@ from medq_ray.depth import beside, read_meaning
 from medq_ray.draws import drawn
 from medq_ray.labels import REVIEWED_ROUTES
 from medq_ray.model.prompts import uris_of
+from medq_ray.promotion import serving_at
 from medq_ray.review.stats import audit, overview
 from medq_ray.schema import VERDICT
 
@@ -43,7 +44,8 @@ def fill(store: "Store", run_dir: Path, iteration: int, config: Config) -> dict:
     the store holds another run's.
     """
     run = Run(Path(run_dir))
-    evaluated, explored, annotated = (_step(run, iteration, phase) for phase in ("evaluate", "explore", "annotate"))
+    evaluated = _step(run, serving_at(run, iteration), "evaluate")
+    explored, annotated = (_step(run, iteration, phase) for phase in ("explore", "annotate"))
     rows = annotated.table("annotations").to_pylist()
     chosen = [row for row in rows if needs_review(row)]
     asked = {row["question_id"]: row for row in explored.table("questions").to_pylist()}

@@ -15,9 +15,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 @contextmanager
-def running_stub() -> Iterator[str]:
+def running_stub(*options: str) -> Iterator[str]:
     """The stub endpoint in a process of its own; yields its base URL."""
-    process = subprocess.Popen([sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, str(STUB), *options], stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip()
     finally:

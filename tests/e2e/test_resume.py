@@ -1,7 +1,8 @@
 """Kill the driver in every phase; the same command finishes, asks nothing twice, and ends with the same files.
 
 A stub endpoint over HTTP stands in for vLLM (its answers do not depend on batch composition); Ray, the simulated
-oracle and FSDP2 training are real.
+oracle and FSDP2 training are real. As the first fine-tuned checkpoint it answers worse than as any other, so that one is
+not promoted and the second turn goes on from the base.
 """
 
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from process import medq, running_stub
 
+from medq_ray.artifacts import read_table
 from medq_ray.ledger import Ledger
+from medq_ray.promotion import MARK
 from medq_ray.synthetic.world import write_world
 
 PLACES = [
@@ -22,6 +25,7 @@ PLACES = [
     "manifest:iter-00/explore",
     "lines:iter-00/evolve/metrics.jsonl:2",
     "answers:model-01:10",
+    "manifest:iter-01/promote",
     "manifest:iter-01/annotate",
     "manifest:iter-01/evolve",
 ]
@@ -54,7 +58,8 @@ def result_files(run_dir: Path) -> dict[str, str]:
 def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path):
     world = tmp_path / "world"
     write_world(world, 90, 5, dev_images=30, test_images=30)
-    with running_stub() as unbroken, running_stub() as broken:
+    worse = ("--worse", "iteration-1")
+    with running_stub(*worse) as unbroken, running_stub(*worse) as broken:
         done = medq("", world, tmp_path / "unbroken", unbroken)
         assert done.returncode == 0, done.stdout + done.stderr
         for place in PLACES:
@@ -80,3 +85,10 @@ def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path):
     assert "done before" in finished.stdout
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("unbroken", "broken")]
     assert summaries[0]["comparison"] == summaries[1]["comparison"]
+    promotions = [[row["promotion"] for row in summary["iterations"]] for summary in summaries]
+    assert promotions[0] == promotions[1] and [row and row["promoted"] for row in promotions[0]] == [None, False, True]
+    assert summaries[0]["serving"] == summaries[1]["serving"] == {"t": 2, "checkpoint": "iter-01/evolve/checkpoint"}
+    annotated = read_table(tmp_path / "broken/iter-01/annotate/annotations.parquet")
+    assert set(annotated["self_model"].to_pylist()) == {"iteration-0"}  # the base annotates, which goes on serving
+    assert (tmp_path / "broken/iter-00/evolve" / MARK).exists()
+    assert 'class="cross dev"' in (tmp_path / "broken/report.html").read_text()

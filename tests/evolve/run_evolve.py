@@ -1,37 +1,71 @@
-"""Runs one `evolve` on the images of a folder in its own Ray, for the test that kills it:
+"""Runs one `evolve` on the images of a folder in its own Ray, for the tests that kill it:
 
-    python -m tests.evolve.run_evolve IMAGES FOLDER
+    python -m tests.evolve.run_evolve IMAGES FOLDER [section.field=value ...]
+    python -m tests.evolve.run_evolve IMAGES FOLDER --nodes ...     on two nodes; the second dies after the first epoch
 """
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
 
-from medq_ray.config import Config, Evolve
+from medq_ray.config import Config, Evolve, override
 from medq_ray.evolve import evolve
 from medq_ray.model.tiny import embedded_checkpoint
 from medq_ray.schema import VERDICT
 from tests.evolve import fake
 
-CONFIG = Config(evolve=Evolve(learning_rate=5e-4, epochs=8, batch_size=4, tfidf_keep=100))
+CONFIG = Config(evolve=Evolve(learning_rate=5e-4, epochs=4, batch_size=4, tfidf_keep=100, max_tokens=110,
+                              activation_checkpointing=False))  # fmt: skip
+"""Rows of at most two short samples, so that a step is of one row or of two and workers have unequal numbers of them."""
+STEPS_AN_EPOCH = 7
 
 
-def run(images: list[dict], folder: Path) -> dict:
+def run(images: list[dict], folder: Path, config: Config = CONFIG, checkpoint: Path | None = None) -> dict:
     """25 samples of 7 images, so that the last batch of an epoch leaves one of two workers without a sample."""
     tables = fake.tables(images)
     rejected = [fake.verdict(row, "reject", "") for row in tables["annotations"].to_pylist()[:3]]
     verdicts = pa.Table.from_pylist(rejected, schema=VERDICT)
     return evolve(
-        folder, config=CONFIG, iteration=0, earlier=None, checkpoint=embedded_checkpoint(),
+        folder, config=config, iteration=0, earlier=None, checkpoint=checkpoint or embedded_checkpoint(),
         **(tables | {"verdicts": verdicts}),
     )  # fmt: skip
+
+
+def steps(folder: Path) -> list[dict]:
+    """Lines of its metrics.jsonl that are whole."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+
+
+def lose_a_node(folder: Path) -> None:
+    """Start a cluster of two nodes with room for one worker each; the second dies when an epoch is done."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address)
+
+    def watch() -> None:
+        while len(steps(folder)) <= STEPS_AN_EPOCH:
+            time.sleep(0.05)
+        cluster.remove_node(second, allow_graceful=False)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
     import ray
 
     rows, target = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    ray.init(num_cpus=4, include_dashboard=False)
-    print(json.dumps(run(rows, target)))
+    changes = [argument for argument in sys.argv[3:] if argument != "--nodes"]
+    if "--nodes" in sys.argv:
+        lose_a_node(target)
+    else:
+        ray.init(num_cpus=4, include_dashboard=False)
+    print(json.dumps(run(rows, target, override(CONFIG, changes))))

@@ -1,5 +1,7 @@
 """Every annotation becomes a sample or a drop with its reason, whatever the order of rows."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -157,6 +159,41 @@ def test_of_duplicate_images_the_owner_stays_and_is_named(images):
     assert {drop["keeper"] for drop in drops.values()} == {twins[1]["image_id"]}
 
 
+@pytest.mark.parametrize("changes", [{"sharpness": 0.5}, {"noise": 2.0}, {"thumb": bytes([9] * 256)}, {"phash": 7 ^ 0b11111}])
+def test_an_image_and_its_degraded_twin_both_stay(images, changes):
+    """The hash hardly sees a degradation; sharpness, noise and thumbnail do. Five bits are another image."""
+    twins = [{**images[0], "phash": 7}, {**images[1], "phash": 7, **changes}]
+    tables = fake.tables(images[:2])
+    assert not run(tables | {"images": fake.pooled(twins)})[1]
+    same = fake.pooled([{**row, "phash": 7} for row in images[:2]])
+    assert {drop["step"] for drop in run(tables | {"images": same})[1].values()} == {"duplicate"}
+
+
+def test_what_is_named_as_the_keeper_stays():
+    """Of images that are alike in many ways, under all rules at once: what a rule keeps, a later one may drop."""
+    steps: Counter = Counter()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        images = [
+            {"image_id": f"{i:016x}", "uri": "", "modality": str(rng.choice(["ct", "mri"])), "degradation": "blur",
+             "severity": str(rng.choice(["mild", "severe"])), "phash": 255 << 8 * int(rng.integers(6)),
+             "sharpness": float(rng.choice([1, 2]))} for i in range(12)
+        ]  # fmt: skip
+        tables = fake.tables(images)
+        rows = [row for row in tables["annotations"].to_pylist() if rng.random() < 0.6]
+        verdicts = [fake.verdict(row, "accept", row["label"]) for row in rows if rng.random() < 0.2]
+        samples, drops = run(with_rows(tables, rows, verdicts), settings=Evolve(class_ratio=1.0))
+        shown = {sample["image_id"] for sample in samples.values()}
+        for drop in drops.values():
+            moved = "which itself was dropped" in drop["reason"]
+            steps[drop["step"], moved, drop["keeper"] == ""] += 1
+            if drop["step"] == "diversity":
+                assert drop["keeper"] in samples
+            elif drop["step"] == "duplicate":
+                assert drop["keeper"] in shown or (drop["keeper"] == "" and moved)
+    assert {("duplicate", False, False), ("duplicate", True, False), ("diversity", False, False)} <= set(steps)
+
+
 def test_of_duplicate_images_the_one_that_experts_worked_on_stays(images):
     twins = sorted(images[:3], key=lambda row: row["image_id"])
     alike = [{**row, "phash": 7} if row in twins else row for row in images]
@@ -244,6 +281,18 @@ def test_an_image_whose_description_repeats_goes_with_all_its_questions(images):
     assert {drop["keeper"] for drop in drops.values()} == {f"{min(kept)}-description"}
 
 
+def test_of_repeated_descriptions_the_reviewed_one_stays(images):
+    tables = fake.tables(images)
+    rows = [row for row in tables["annotations"].to_pylist() if row["question_id"].endswith("-description")]
+    rows.sort(key=lambda row: row["question_id"])
+    settings = Evolve(tfidf_keep=1, tfidf_threshold=0.0)
+    for seen, keeper in (([], rows[0]), ([rows[3], rows[4]], rows[3])):
+        verdicts = [fake.verdict(row, "accept", row["label"]) for row in seen]
+        samples, drops = run(with_rows(tables, rows, verdicts), settings=settings)
+        assert list(samples) == [keeper["question_id"]] and len(drops) == len(rows) - 1
+        assert {drop["keeper"] for drop in drops.values()} == {keeper["question_id"]}
+
+
 def test_descriptions_of_other_degradations_severities_and_modalities_are_no_near_duplicates():
     texts = {
         f"{modality}/{name}/{severity}": questions.describe(modality, name, severity)
@@ -266,6 +315,16 @@ def test_the_defaults_drop_no_sample_for_balance_and_a_ratio_drops_what_no_exper
     assert rows[6]["question_id"] in samples  # the surplus is 4 of 7 Yes; what was reviewed comes first
     assert {drop["step"] for drop in drops.values()} == {"balance"} and len(drops) == 4
     assert all("'Yes' answers 7 of 9 yes_no questions about ct" in drop["reason"] for drop in drops.values())
+
+
+def test_letters_are_balanced_by_the_setting(images):
+    many = [{**images[1], "image_id": f"{i:016x}"} for i in range(8)]
+    tables = fake.tables(many)
+    rows = [{**row, "label": "A"} for row in tables["annotations"].to_pylist() if row["question_id"].endswith("-what")]
+    for ratio, expected in ((None, [8]), (1.0, [2, 2, 2, 2]), (2.0, [4, 2, 1, 1])):
+        samples, drops = run(with_rows(tables, rows), settings=Evolve(letter_ratio=ratio))
+        letters = Counter(sample["answer"] for sample in samples.values())
+        assert not drops and sorted(letters.values(), reverse=True) == expected
 
 
 def test_annotations_without_question_or_hash_are_refused(images):

@@ -1,10 +1,11 @@
-"""Real FSDP2 with two workers under Ray Train, against plain torch in one process and against its own killed run."""
+"""Real FSDP2 with two workers under Ray Train, against plain torch in one process and against its own killed runs."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,15 +13,16 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from medq_ray.artifacts import digest_file, read_table, write_table
+from medq_ray.artifacts import digest_file
+from medq_ray.evolve.dataset import read_dataset
 from medq_ray.evolve.sft import fine_tune
 from medq_ray.model.tiny import embedded_checkpoint
-from medq_ray.schema import SAMPLE
 from tests.evolve import fake
-from tests.evolve.run_evolve import CONFIG, run
+from tests.evolve.run_evolve import CONFIG, STEPS_AN_EPOCH, run, steps
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
-STEPS_AN_EPOCH = 7
+ROOT = Path(__file__).parents[2]
+TIMES = {"seconds", "samples_per_second", "tokens_per_second", "mfu", "memory_bytes"}
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +36,40 @@ def unbroken(ray_local, images, tmp_path_factory):
     return folder, run(images, folder)
 
 
-def lines(folder: Path) -> list[dict]:
-    path = folder / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+@pytest.fixture
+def command(images, tmp_path):
+    """Of a run in a Ray of its own, to which settings are added."""
+    (tmp_path / "images.json").write_text(json.dumps(images))
+    return [sys.executable, "-m", "tests.evolve.run_evolve", str(tmp_path / "images.json"), str(tmp_path / "run")]
+
+
+def without_times(folder: Path) -> list[dict]:
+    return [{name: value for name, value in step.items() if name not in TIMES} for step in steps(folder)]
+
+
+def same_results(folder: Path, expected: Path) -> None:
+    """Every file but the clock's."""
+    def files(root: Path) -> dict[Path, str]:
+        return {path.relative_to(root): digest_file(path) for path in sorted(root.rglob("*"))
+                if path.is_file() and path.name != "metrics.jsonl" and path.parent.name != "tensorboard"}  # fmt: skip
+
+    assert without_times(folder) == without_times(expected)
+    assert files(folder) == files(expected)
 
 
 def test_it_learns_and_leaves_only_results(unbroken):
     folder, counts = unbroken
     assert (counts["new"], counts["trained_on"], counts["dropped_label"]) == (25, 25, 3)
     assert counts["samples_stepped"] == 25 * CONFIG.evolve.epochs
-    steps = lines(folder)
-    assert [step["step"] for step in steps] == list(range(1, STEPS_AN_EPOCH * CONFIG.evolve.epochs + 1))
-    assert [step["samples"] for step in steps[:STEPS_AN_EPOCH]] == [4] * 6 + [1]
-    first, last = steps[:STEPS_AN_EPOCH], steps[-STEPS_AN_EPOCH:]
+    done = steps(folder)
+    assert [step["step"] for step in done] == list(range(1, STEPS_AN_EPOCH * CONFIG.evolve.epochs + 1))
+    assert [step["samples"] for step in done[:STEPS_AN_EPOCH]] == [4] * 6 + [1]
+    first, last = done[:STEPS_AN_EPOCH], done[-STEPS_AN_EPOCH:]
     assert sum(step["loss"] for step in last) < sum(step["loss"] for step in first)
+    assert all(step["tokens"] > step["image_tokens"] + step["answer_tokens"] > 0 for step in done)
+    assert all(step["seconds"] > 0 and step["memory_bytes"] > 1e8 and step["mfu"] is None for step in done)
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint", "dataset", "dropped.parquet", "metrics.jsonl", "new.parquet", "train",
+        "checkpoint", "dataset", "dropped.parquet", "metrics.jsonl", "new.parquet", "tensorboard", "train",
     ]  # fmt: skip
     copied = {p.name for p in embedded_checkpoint().iterdir()}
     assert {p.name for p in (folder / "checkpoint").iterdir()} == copied
@@ -65,29 +84,49 @@ def test_it_learns_and_leaves_only_results(unbroken):
         }
 
 
+def test_tensorboard_shows_the_same(unbroken):
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder, _ = unbroken
+    (path,) = (folder / "tensorboard").iterdir()
+    raw, losses = path.read_bytes(), {}
+    while raw:  # a record: length (8), its checksum (4), the event, its checksum (4)
+        size = int.from_bytes(raw[:8], "little")
+        event = Event.FromString(raw[12 : 12 + size])
+        losses |= {event.step: value.simple_value for value in event.summary.value if value.tag == "loss"}
+        raw = raw[16 + size :]
+    assert losses == pytest.approx({step["step"]: step["loss"] for step in steps(folder)}, rel=1e-6)
+
+
 def test_two_workers_equal_one_process_of_plain_torch(unbroken):
+    """Plain torch pads a batch, masks the padding and lets transformers compute all logits."""
     import torch
 
-    from medq_ray.evolve.encoding import collate, encode_all, load_processor
-    from medq_ray.evolve.worker import batches, learning_rate, load_model
+    from medq_ray.evolve.encoding import IGNORED, SampleEncoder
+    from medq_ray.evolve.packing import batches
+    from medq_ray.evolve.worker import learning_rate
+    from transformers import AutoModelForImageTextToText
 
     torch.set_num_threads(1)
     folder, _ = unbroken
     settings = CONFIG.evolve.model_dump()
-    samples = read_table(folder / "train" / "samples.parquet").to_pylist()
-    processor = load_processor(embedded_checkpoint())
-    encoded = encode_all(processor, samples)
-    model = load_model(embedded_checkpoint())
+    encoder = SampleEncoder(embedded_checkpoint())
+    encoded = [encoder.read(sample) for sample in read_dataset(folder / "dataset")[0].to_pylist()]
+    model = AutoModelForImageTextToText.from_pretrained(embedded_checkpoint(), dtype=torch.float32).train()
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"])
-    steps = lines(folder)
+    left = steps(folder)
     for epoch in range(settings["epochs"]):
-        for batch in batches(len(samples), settings["batch_size"], [CONFIG.seed, 0], epoch):
-            step = steps.pop(0)
-            inputs = collate([encoded[i] for i in batch], processor.tokenizer.pad_token_id)
-            labels = inputs.pop("labels")[:, 1:].flatten()
-            logits = model(**inputs).logits[:, :-1].flatten(0, 1)
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / len(batch)
+        for batch in batches(len(encoded), settings["batch_size"], [CONFIG.seed, 0], epoch):
+            step = left.pop(0)
+            ids, labels = (
+                torch.nn.utils.rnn.pad_sequence([encoded[i][name] for i in batch], True, filler)
+                for name, filler in (("input_ids", 0), ("labels", IGNORED))
+            )
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(encoded[i]["input_ids"]) for i in batch], True)
+            pixels = torch.cat([encoded[i]["pixel_values"] for i in batch])
+            logits = model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits[:, :-1].flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / len(batch)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
             # Equal up to summation order before any update. Adam then makes steps of the noise in tiny gradients, so
@@ -98,67 +137,88 @@ def test_two_workers_equal_one_process_of_plain_torch(unbroken):
             optimizer.param_groups[0]["lr"] = learning_rate(step["step"], STEPS_AN_EPOCH * settings["epochs"], settings)
             optimizer.step()
             optimizer.zero_grad()
-    exported = dict(load_model(folder / "checkpoint").named_parameters())
+    exported = dict(AutoModelForImageTextToText.from_pretrained(folder / "checkpoint").named_parameters())
     plain = torch.cat([p.detach().flatten() for p in model.parameters()])
     ours = torch.cat([exported[name].detach().flatten() for name, _ in model.named_parameters()])
     assert (ours - plain).norm() < 1e-2 * (plain - start).norm()
 
 
-def test_the_export_answers(unbroken):
-    import torch
-    from transformers import AutoModelForImageTextToText
+def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(unbroken, images, tmp_path):
+    """In the second epoch, in the middle of its steps."""
+    def kill() -> None:
+        while len(steps(tmp_path)) < STEPS_AN_EPOCH + 3:
+            time.sleep(0.02)
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name() + cmdline(p)]
+        killed.append(workers[-1].pid)
+        workers[-1].send_signal(signal.SIGKILL)
 
-    from medq_ray.evolve.encoding import chat, load_processor
-    from medq_ray.images import read_image
-
-    folder, _ = unbroken
-    checkpoint = folder / "checkpoint"
-    processor, model = load_processor(checkpoint), AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
-    for sample in read_table(folder / "train" / "samples.parquet").to_pylist()[:8]:
-        prompt, _ = chat(processor, sample["prompt"], "")
-        inputs = processor(images=[read_image(sample["uri"]).copy()], text=[prompt], return_tensors="pt")
-        with torch.inference_mode():
-            tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        assert len(tokens) > 1 and tokens[-1] == processor.tokenizer.eos_token_id
+    killed: list[int] = []
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    counts = run(images, tmp_path)
+    killer.join(5)
+    assert killed and counts["samples_stepped"] == 25 * (CONFIG.evolve.epochs - 1)  # after the first epoch's checkpoint
+    same_results(tmp_path, unbroken[0])
 
 
-def test_a_run_killed_between_epochs_resumes_to_identical_bytes(unbroken, images, tmp_path):
-    expected, _ = unbroken
-    rows, folder = tmp_path / "images.json", tmp_path / "killed"
-    rows.write_text(json.dumps(images))
-    command = [sys.executable, "-m", "tests.evolve.run_evolve", str(rows), str(folder)]
-    root = Path(__file__).parents[2]
+def cmdline(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_driver_killed_during_a_save_resumes_to_identical_bytes(unbroken, command, tmp_path):
+    folder, command = tmp_path / "run", [*command, "evolve.checkpoint_every=1"]
     with open(tmp_path / "log", "w") as log:
-        environment = os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}  # how soon an epoch is registered
-        driver = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, env=environment)
-        while not list(folder.glob("scratch/*/checkpoint_manager_snapshot.json")):
+        environment = os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}  # how soon a checkpoint is registered
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        while len(steps(folder)) < 4 or not list(folder.glob("scratch/*/saving-*/*")):
             assert driver.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            time.sleep(0.01)
+            time.sleep(0.001)
         children = psutil.Process(driver.pid).children(recursive=True)
-        driver.send_signal(signal.SIGKILL)
+        for process in (*children, driver):  # all at once, as a machine dies
+            process.send_signal(signal.SIGKILL)
         driver.wait()
     assert not (folder / "checkpoint").exists()
+    assert list(folder.glob("scratch/*/saving-*/*")), "it was not within a save"
 
-    resumed = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    counts = json.loads(resumed.stdout.splitlines()[-1])
-    assert counts["samples_stepped"] <= 25 * (CONFIG.evolve.epochs - 1)
-    files = sorted(p.relative_to(expected) for p in expected.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    for name in files:
-        assert digest_file(folder / name) == digest_file(expected / name), name
-    for child in children:  # two of Ray's agents outlive their driver
-        if child.is_running():
-            child.kill()
+    assert json.loads(resumed.stdout.splitlines()[-1])["samples_stepped"] <= 25 * CONFIG.evolve.epochs - 3 * 4
+    same_results(folder, unbroken[0])
 
 
-def test_what_a_worker_refuses_reaches_the_caller_in_one_line(unbroken, images, tmp_path):
+def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command, tmp_path):
+    """The steps are the same ones; sums are in another order."""
+    import torch
+    from safetensors.torch import load_file
+
+    command = [*command, "--nodes", "evolve.min_workers=1"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "a training worker died" in finished.stderr
+    ours, theirs = without_times(tmp_path / "run"), without_times(unbroken[0])
+    assert [step["samples"] for step in ours] == [step["samples"] for step in theirs]
+    assert [step["tokens"] for step in ours] == [step["tokens"] for step in theirs]
+    weights = [load_file(folder / "checkpoint" / "model.safetensors")
+               for folder in (tmp_path / "run", unbroken[0])]  # fmt: skip
+    start = load_file(embedded_checkpoint() / "model.safetensors")
+    ours, theirs, start = (torch.cat([part[name].flatten().float() for name in sorted(part)])
+                           for part in (*weights, start))  # fmt: skip
+    assert (ours - theirs).norm() < 1e-2 * (theirs - start).norm()
+
+
+def test_an_image_that_no_longer_opens_is_named_and_nothing_is_written(unbroken, tmp_path):
     folder, _ = unbroken
-    table = read_table(folder / "train" / "samples.parquet").slice(0, 4)
-    gone = [{**row, "uri": str(tmp_path / "gone.png")} for row in table.to_pylist()]
-    write_table(tmp_path / "samples.parquet", gone, SAMPLE)
-    with pytest.raises(ValueError, match=f"{gone[0]['question_id']}.*gone.png") as caught:
-        fine_tune(
-            tmp_path, samples=tmp_path / "samples.parquet", checkpoint=embedded_checkpoint(), config=CONFIG, iteration=0
-        )
+    rows = read_dataset(folder / "dataset")[0].to_pylist()
+    image = Path(rows[-1]["images"][0])
+    image.rename(image.with_suffix(".gone"))
+    try:
+        with pytest.raises(ValueError, match=f"sample {image.stem}-.*{image}") as caught:
+            fine_tune(tmp_path, dataset=folder / "dataset", tokens={row["question_id"]: 60 for row in rows},
+                      checkpoint=embedded_checkpoint(), config=CONFIG, iteration=0)  # fmt: skip
+    finally:
+        image.with_suffix(".gone").rename(image)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoint").exists()

@@ -1,11 +1,13 @@
 """A selected image's reasons are read back from the records."""
 
+import shutil
+
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from small_pool import CELLS, RATES, make_pool, make_prototypes, phase, settings
 
-from medq_ray.artifacts import Run, write_table
+from medq_ray.artifacts import MANIFEST, Run, write_json, write_table
 from medq_ray.cli import main
 from medq_ray.config import identity
 from medq_ray.explore.why import why
@@ -48,6 +50,28 @@ def test_a_targeted_image_has_share_prototype_failures_and_questions(run):
         assert text.count("wrong in 80 %") == 3 and "and 2 more" in text
         first = next(line for line in text.splitlines() if "wrong in 80 %" in line)
         assert first.split(":")[0].strip() == ("q1" if row["capability"] == CELLS[1] else "q0")
+
+
+def test_the_failures_are_those_of_the_checkpoint_that_served(run):
+    """A second iteration, whose checkpoint was not promoted, selects by the prototypes of the first."""
+    explored = run.finished("iter-00/explore")
+
+    def again(folder) -> dict:
+        shutil.copytree(explored.path, folder, dirs_exist_ok=True)
+        (folder / MANIFEST).unlink()
+        return {}
+
+    def rejected(folder) -> dict:
+        write_json(folder / "decision.json", {"serving": {"t": 0}})
+        return {}
+
+    run.step("iter-01/evaluate", lambda folder: {}, settings={}, inputs={})  # it has no prototypes
+    run.step("iter-01/promote", rejected, settings={}, inputs={})
+    run.step("iter-01/explore", again, settings=explored.manifest["identity"]["settings"], inputs={})
+    rows = explored.table("selection").to_pylist()
+    name = next(row["image_id"] for row in rows if row["prototype_id"] is not None)
+    first, second = why(run.root, name).split("iteration 1: ")
+    assert first == f"iteration 0: {second}\n" and "wrong in 80 %" in second
 
 
 def test_what_was_retrieved_only_says_so_and_others_are_refused(run):

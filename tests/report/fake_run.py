@@ -15,9 +15,10 @@ import yaml
 from PIL import Image
 
 from medq_ray import questions as ask
-from medq_ray.artifacts import write_json, write_table
+from medq_ray.artifacts import Run, write_json, write_table
 from medq_ray.config import Config, Explore, Loop
 from medq_ray.ledger import Ledger
+from medq_ray.promotion import decide, named
 from medq_ray.review.stats import audit
 from medq_ray.schema import (
     ANNOTATION, DEGRADATIONS, DROP, EVERYDAY, FAILURE, HIT, KINDS, MODALITIES, PROTOTYPE, QUESTION, SAMPLE, SCORE,
@@ -28,8 +29,11 @@ from medq_ray.synthetic.world import make_image
 VERDICTS = ["accept", "edit", "reject"]
 
 
-def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, size: int = 56, seed: int = 0) -> Path:
-    """Write the run directory `root`/run (beside its world `root`/world) and return it."""
+def build(
+    root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, size: int = 56, seed: int = 0, rejected: set = frozenset()
+) -> Path:
+    """Write the run directory `root`/run (beside its world `root`/world) and return it. rejected: iterations whose
+    checkpoint is not promoted."""
     rng = np.random.default_rng(seed)
     world, run = root / "world", root / "run"
     images = [make(world, "pool", i, rng, size) for i in range(pool)]
@@ -39,9 +43,12 @@ def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, siz
     config = Config(recipe="demo", seed=seed, explore=Explore(budget=24), loop=Loop(max_iterations=max(1, iterations)))
     run.joinpath("run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     ledger, rows = Ledger(run / "ledger.jsonl"), []
+    serving = 0
     by_split = {split: [row for row in images if row["split"] == split] for split in ("pool", "dev")}
     for t in range(iterations + 1):
         row, prototypes = evaluated(run / f"iter-{t:02d}", t, by_split["dev"], rng)
+        row["promotion"] = promotion(run, serving, t, t in rejected) if t else None
+        serving = serving if t in rejected else t
         ledger.add(step=f"iter-{t:02d}/evaluate", what="model output", amount=48213 - 900 * t, unit="tokens")
         if t < iterations:
             row |= improved(run / f"iter-{t:02d}", t, prototypes, by_split["pool"], rng)
@@ -51,11 +58,24 @@ def build(root: Path, *, pool: int = 60, dev: int = 30, iterations: int = 2, siz
         rows.append(row)
     write_json(run / "summary.json", {
         "recipe": "demo", "seed": seed, "world": str(world), "world_kind": "synthetic", "iterations": rows,
-        "comparison": {"base_to_last": {"difference": 0.193, "ci95": [0.152, 0.234], "p_mcnemar": 3.1e-16, "n": 900,
-                                        "gained": 241, "lost": 67}},
+        "serving": named(serving),
+        "comparison": {"base_to_serving": {"difference": 0.193, "ci95": [0.152, 0.234], "p_mcnemar": 3.1e-16, "n": 900,
+                                           "gained": 241, "lost": 67},
+                       "base_to_last": {"difference": 0.1, "ci95": [0.05, 0.15], "p_mcnemar": 1e-5, "n": 900,
+                                        "gained": 200, "lost": 110}},
         "stopped": "max_iterations",
     })  # fmt: skip
     return run
+
+
+def promotion(run: Path, serving: int, t: int, worse: bool) -> dict:
+    """iter-TT/promote: 12 points more than what served, or 3 less."""
+    numbers = {"difference": -0.03, "ci95": [-0.07, 0.01], "gained": 9, "lost": 22} if worse else \
+        {"difference": 0.12, "ci95": [0.08, 0.16], "gained": 70, "lost": 16}  # fmt: skip
+    fell = {"cell:ct/ring": {"moved": "down"}} if worse else {}
+    found = decide(numbers | {"p_mcnemar": 0.02, "n": 450, "unanswered": 0, "capabilities": fell}, serving, t)
+    Run(run).step(f"iter-{t:02d}/promote", lambda folder: write_json(folder / "decision.json", found), settings={}, inputs={})
+    return found
 
 
 def make(world: Path, split: str, number: int, rng: np.random.Generator, size: int) -> dict:

@@ -186,11 +186,66 @@ def test_labels_do_not_cover_each_other():
     assert all(lower - upper >= 15 for upper, lower in zip(moved, moved[1:], strict=False))
 
 
+@pytest.fixture(scope="module")
+def fallen(tmp_path_factory) -> Path:
+    """A run whose first checkpoint was not promoted, and the second was."""
+    return build(tmp_path_factory.mktemp("fallen"), pool=20, dev=15, rejected={1})
+
+
+def test_a_checkpoint_that_was_not_promoted_is_marked_and_explained(fallen):
+    summary, text = json.loads((fallen / "summary.json").read_text()), page(fallen)
+    for row in summary["iterations"][1:]:
+        assert f"t = {row['t']}, {row['promotion']['why']}".replace("'", "&#39;") in text
+    assert "Serving: <b>iter-01/evolve/checkpoint</b>" in text and text.count(">not promoted</span>") == 1
+    assert "t = 1, not promoted</th>" in text
+    assert text.count('class="cross dev"') == text.count('class="cross test"') == 1 + len(KINDS)  # of t = 1, in each drawing
+    main = text[text.index("<svg") : text.index("</svg>")]
+    lines = re.findall(r'<polyline class="line \w+" points="([^"]+)"', main)
+    assert [len(points.split()) for points in lines] == [2, 2]  # base and t = 2
+    first, last = (100 * row["test"]["accuracy"] for row in (summary["iterations"][0], summary["iterations"][2]))
+    assert f'<span class="from">{first:.1f}</span><span class="arrow">→</span>{last:.1f}' in text and "by 19.3 points" in text
+    # the gain of a fine-tuning is over what served: of the second it is 2 - 0, not 2 - 1
+    dev = [100 * row["dev"]["accuracy"] for row in summary["iterations"]]
+    for t in (1, 2):
+        assert f"<td>{dev[t] - dev[0]:+.1f}</td>".replace("-", "−") in text
+
+
+def test_the_last_checkpoint_is_no_result_if_it_was_not_promoted(tmp_path):
+    text = page(build(tmp_path / "last", pool=5, dev=15, rejected={2}))
+    summary = json.loads((tmp_path / "last/run/summary.json").read_text())
+    assert f'<span class="arrow">→</span>{100 * summary["iterations"][1]["test"]["accuracy"]:.1f}' in text
+    assert "Serving: <b>iter-00/evolve/checkpoint</b>" in text and "2 fine-tunings" in text
+    none = page(build(tmp_path / "none", pool=5, dev=15, rejected={1, 2}))
+    assert "which goes on serving: dev shows a loss for each of the 2 checkpoints" in none and "Serving: <b>the base</b>" in none
+    assert "by 19.3 points" not in none and "checkpoint that serves (filled)" not in none
+
+
+def test_prototypes_are_those_that_the_selection_went_out_from(fallen, tmp_path):
+    run = shutil.copytree(fallen, tmp_path / "run")
+    for name in ("prototypes", "failures", "clusters"):
+        next((run / "iter-01/evaluate").glob(f"{name}.*")).unlink()
+    prototypes = read_table(run / "iter-00/evaluate/prototypes.parquet").num_rows
+    assert f"Iteration 1: {prototypes} prototypes, those of t = 0 again" in page(run)
+    assert f"Iteration 0: {prototypes} prototypes</h3>" in page(run)
+
+
+def test_a_run_of_before_there_were_promotions_has_a_report(run):
+    path = run / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["serving"], summary["comparison"]["base_to_serving"]
+    for row in summary["iterations"]:
+        del row["promotion"]
+    path.write_text(json.dumps(summary))
+    assert "by 10.0 points" in page(run) and "Serving:" not in page(run)
+    assert "+10.0 points" in iteration_table(summary)
+
+
 def test_a_run_that_goes_on_claims_no_result_of_what_it_has_not_evaluated(run):
     path = run / "summary.json"
     summary = json.loads(path.read_text())
     for rows, words in ((1, "no checkpoint has been evaluated after training yet"), (2, "after training on questions")):
-        path.write_text(json.dumps(summary | {"iterations": summary["iterations"][:rows], "stopped": None}))
+        young = {"iterations": summary["iterations"][:rows], "serving": {"t": rows - 1}, "stopped": None}
+        path.write_text(json.dumps(summary | young))
         text = page(run)
         assert words in text and "still running" in text and f"{rows - 1} fine-tuning" in text
         table = iteration_table(json.loads(path.read_text()))

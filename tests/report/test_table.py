@@ -44,6 +44,19 @@ def test_every_iteration_shows_scores_routes_verdicts_drops_and_seconds(summary)
     assert "+19.3 points [+15.2, +23.4]" in text
 
 
+def test_it_says_what_serves_and_why(tmp_path):
+    tables = {}
+    for name, rejected in (("some", {1}), ("none", {1, 2})):
+        run = build(tmp_path / name, pool=5, dev=15, rejected=rejected)
+        tables[name] = iteration_table(json.loads((run / "summary.json").read_text()))
+        assert max(map(len, tables[name].splitlines())) <= 110
+    joined = " ".join(tables["some"].split())
+    assert "not promoted: dev -3.00 points [-7.0, +1.0] against the base (450 questions, 9 answered better" in joined
+    assert "promoted: dev +12.00 points" in joined and "serving: iter-01/evolve/checkpoint" in joined
+    assert "serving: base" in tables["none"] and "no checkpoint was promoted" in tables["none"]
+    assert "+19.3" in tables["some"] and "+19.3" not in tables["none"]
+
+
 def test_an_unscored_kind_is_a_dash(summary):
     changed = json.loads(json.dumps(summary))
     changed["iterations"][0]["dev"]["by_kind"]["what"] = {"accuracy": None, "ci95": [0.0, 1.0], "n": 0}

@@ -115,6 +115,17 @@ def test_an_item_carries_what_there_is_to_see_and_nothing_that_a_database_refuse
     assert unknown["patient"] == "i000"
 
 
+def test_the_failures_beside_an_item_are_those_of_the_checkpoint_that_served(store, tmp_path):
+    run = run_with(run_with(tmp_path / "run", images=4), images=4, iteration=1)
+    for name in ("failures.parquet", "prototypes.parquet", "rates.json"):  # of a checkpoint that was not promoted
+        (run / "iter-01/evaluate" / name).unlink()
+    decision = {"serving": {"t": 0}}
+    Run(run).step("iter-01/promote", lambda folder: write_json(folder / "decision.json", decision), settings={}, inputs={})
+    fill(store, run, 1, CONFIG)
+    (row,) = [row for row in stored(store, "question_id", "payload") if row["question_id"] == "i003-expert"]
+    assert [failure["question_id"] for failure in row["payload"]["failures"]] == ["f5", "f4", "f3", "f2"]
+
+
 def test_priority_is_weakness_and_uncertainty():
     rates = {"cell:mri/blur": {"e": 0.8}, "modality:mri": {"e": 0.3}, "kind:how": {"e": None}}
     annotations = [{"entropy": entropy} for entropy in (0.1, None, 0.5, float("nan"))]

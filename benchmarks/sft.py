@@ -1,0 +1,173 @@
+"""Fine-tuning against a plain Hugging Face Trainer that pads; and, on a GPU, an 8B model's tokens/s, MFU and memory.
+
+    python -m benchmarks.sft [--json FILE]
+    python -m benchmarks.sft --gpu [--tokens 8192] [--json FILE]
+
+On a CPU: the embedded model, whose processor cuts images into up to six tiles as a real InternVL's does, so that samples
+have 40 to 290 tokens; the same samples in the same batches, the same schedule, both in float32 on all cores. Rates are
+of stepping, without the first steps; the peer's is the better of two, with its data loader in the training process (its
+default) and in a process beside it.
+
+On a GPU: InternVL3-8B's sizes with random weights, one packed row a step, full parameters, AdamW; no peer.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SAMPLES, BATCH, WARM, SEED, RATE = 640, 16, 5, 0, 1e-4
+SIDES = ((112, 112), (112, 224), (224, 112), (224, 224), (112, 336), (224, 336))
+"""Sizes of images: one to six tiles, and one of the whole where there are several."""
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """(data set, checkpoint): samples of every kind about degraded phantoms of all SIDES."""
+    from PIL import Image
+
+    from medq_ray.evolve.dataset import write_dataset
+    from medq_ray.model.tiny import embedded_checkpoint
+    from tests.evolve import fake
+
+    images = fake.write_images(folder / "images", SAMPLES // 4)
+    for number, image in enumerate(images):
+        height, width = SIDES[number % len(SIDES)]
+        Image.open(image["uri"]).resize((width, height)).save(image["uri"])
+    write_dataset(folder / "dataset", fake.samples(images).slice(0, SAMPLES), fake.pooled(images))
+    checkpoint = shutil.copytree(embedded_checkpoint(), folder / "checkpoint")
+    path = checkpoint / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_processor"] |= {"crop_to_patches": True, "min_patches": 1, "max_patches": 6}
+    path.write_text(json.dumps(settings))
+    return folder / "dataset", checkpoint
+
+
+def ours(folder: Path, dataset: Path, checkpoint: Path, workers: int) -> tuple[float, list[float]]:
+    """(samples/s, losses of all steps)."""
+    from medq_ray.config import Config, Evolve
+    from medq_ray.evolve.dataset import read_dataset
+    from medq_ray.evolve.feed import measure
+    from medq_ray.evolve.sft import fine_tune
+
+    settings = Evolve(learning_rate=RATE, epochs=1, batch_size=BATCH, workers=workers, activation_checkpointing=False)
+    tokens = measure(read_dataset(dataset)[0].to_pylist(), checkpoint, 2)
+    print(f"tokens of a sample: {min(tokens.values())} to {max(tokens.values())}, "
+          f"median {statistics.median(tokens.values()):.0f}")  # fmt: skip
+    config = Config(seed=SEED, evolve=settings)
+    fine_tune(folder, dataset=dataset, tokens=tokens, checkpoint=checkpoint, config=config, iteration=0)
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = steps[WARM:]
+    rate = sum(step["samples"] for step in timed) / sum(step["seconds"] for step in timed)
+    return rate, [step["loss"] for step in steps]
+
+
+def peer(dataset: Path, checkpoint: Path, loaders: int) -> tuple[float, list[float]]:
+    """The same of a plain Trainer, in this process."""
+    import torch
+    from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments
+
+    from medq_ray.evolve.dataset import read_dataset
+    from medq_ray.evolve.encoding import IGNORED, SampleEncoder
+    from medq_ray.evolve.packing import batches
+    from medq_ray.evolve.worker import learning_rate
+
+    rows, encoder = read_dataset(dataset)[0].to_pylist(), SampleEncoder(checkpoint)
+    order = [i for batch in batches(len(rows), BATCH, [SEED, 0], 0) for i in batch]
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+
+    def collate(samples: list[dict]) -> dict:
+        encoded = [encoder.read(sample) for sample in samples]
+
+        def padded(name: str, value: int) -> torch.Tensor:
+            return torch.nn.utils.rnn.pad_sequence([one[name] for one in encoded], True, value)
+
+        labels = padded("labels", IGNORED)
+        lengths = torch.tensor([len(one["labels"]) for one in encoded])
+        return {"input_ids": padded("input_ids", 0), "labels": labels,
+                "attention_mask": (torch.arange(labels.shape[1]) < lengths[:, None]).long(),
+                "pixel_values": torch.cat([one["pixel_values"] for one in encoded])}  # fmt: skip
+
+    losses: list[float] = []
+
+    def eq4(outputs: object, labels: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / len(labels)
+        losses.append(loss.item())
+        return loss
+
+    class Clock(TrainerCallback):
+        ends: list[float] = []
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            self.ends.append(time.perf_counter())
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    steps = -(-len(rows) // BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01)
+    settings = {"learning_rate": RATE, "warmup": 0.05}
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done + 1, steps, settings))
+    with tempfile.TemporaryDirectory() as out:
+        InOrder(
+            model=model, data_collator=collate, train_dataset=[rows[i] for i in order], compute_loss_func=eq4,
+            optimizers=(optimizer, schedule), callbacks=[Clock()],
+            args=TrainingArguments(
+                output_dir=out, per_device_train_batch_size=BATCH, num_train_epochs=1, max_grad_norm=1.0, use_cpu=True,
+                report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+                remove_unused_columns=False, dataloader_num_workers=loaders, dataloader_pin_memory=False,
+            ),
+        ).train()  # fmt: skip
+    ends = Clock.ends
+    return (len(rows) - WARM * BATCH) / (ends[-1] - ends[WARM - 1]), losses
+
+
+def apart(dataset: Path, checkpoint: Path, loaders: int) -> tuple[float, list[float]]:
+    """`peer` in a process of its own, as ours are."""
+    code = f"import json; from pathlib import Path; from benchmarks.sft import peer; " \
+           f"print(json.dumps(peer(Path({str(dataset)!r}), Path({str(checkpoint)!r}), {loaders})))"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    rate, losses = json.loads(done.stdout.splitlines()[-1])
+    return rate, losses
+
+
+def on_cpu() -> dict[str, dict]:
+    import ray
+    from joblib import cpu_count
+
+    rows, rates = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        dataset, checkpoint = prepare(root)
+        for loaders in (0, 1):
+            rates[loaders], theirs = apart(dataset, checkpoint, loaders)
+            print(f"Trainer, {loaders} loaders beside it: {rates[loaders]:.1f} samples/s", flush=True)
+        best = max(rates.values())
+        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        for workers in range(1, cpu_count() + 1):
+            out = root / f"ours-{workers}"
+            out.mkdir()
+            rate, losses = ours(out, dataset, checkpoint, workers)
+            last, other = (statistics.fmean(some[-10:]) for some in (losses, theirs))
+            note = f"final loss {last:.4f} and {other:.4f} (mean of 10 steps)"
+            print(f"medq_ray, {workers} workers: {rate:.1f} samples/s, {rate / best:.2f}x; {note}", flush=True)
+            assert abs(last - other) <= 0.01 * other, note
+            rows[f"fine-tuning, {workers} workers"] = {"ours": rate, "peer": best, "ratio": rate / best,
+                                                       "unit": "samples/s", "note": note}  # fmt: skip
+        ray.shutdown()
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    found = on_cpu()
+    if chosen.json:
+        chosen.json.write_text(json.dumps(found, indent=1))

@@ -1,0 +1,58 @@
+"""What `fine_tune` and `evolve` refuse before a worker starts."""
+
+import pytest
+
+from medq_ray.config import Config, Evolve, validated
+from medq_ray.evolve.dataset import write_dataset
+from medq_ray.evolve.phase import too_long, without
+from medq_ray.evolve.sft import fine_tune
+from medq_ray.model.tiny import embedded_checkpoint
+from tests.evolve import fake
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    images = fake.write_images(tmp_path / "images", 2)
+    write_dataset(tmp_path / "dataset", fake.samples(images), fake.pooled(images))
+    return tmp_path / "dataset"
+
+
+def given(tmp_path, dataset, **changes):
+    return {"dataset": dataset, "tokens": {}, "checkpoint": embedded_checkpoint(), "config": Config(), "iteration": 0,
+            "folder": tmp_path / "out", **changes}  # fmt: skip
+
+
+def test_a_corrupt_shard_is_named(tmp_path, dataset):
+    (shard,) = dataset.glob("train-*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=str(shard)):
+        fine_tune(**given(tmp_path, dataset))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_none_is_named(tmp_path, dataset):
+    with pytest.raises(ValueError, match=f"checkpoint {tmp_path}: no Hugging Face checkpoint folder"):
+        fine_tune(**given(tmp_path, dataset, checkpoint=tmp_path))
+
+
+def test_samples_that_no_row_can_hold_are_dropped_with_their_reason(tmp_path):
+    table = fake.samples(fake.write_images(tmp_path, 2))
+    names = table["question_id"].to_pylist()
+    tokens = {name: 100 + place for place, name in enumerate(names)}
+    drops = too_long(tokens, 100 + len(names) - 3)
+    assert drops.to_pylist() == [
+        {"id": name, "step": "length", "reason": f"{tokens[name]} tokens, evolve.max_tokens={100 + len(names) - 3}",
+         "keeper": ""}
+        for name in sorted(names[-2:])
+    ]  # fmt: skip
+    assert without(table, drops["id"])["question_id"].to_pylist() == names[:-2]
+    assert not too_long(tokens, 1000).num_rows
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    ({"train_vision": False, "train_projector": False, "train_language": False}, "nothing to train"),
+    ({"workers": 2, "min_workers": 3}, "min_workers=3 exceeds workers=2"),
+])  # fmt: skip
+def test_settings_that_train_nothing_are_refused(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        validated({"evolve": Evolve().model_dump() | changes})
