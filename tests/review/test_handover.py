@@ -107,6 +107,8 @@ def test_an_item_carries_what_there_is_to_see_and_nothing_that_a_database_refuse
     (row,) = [row for row in stored(store, "question_id", "patient", "payload") if row["question_id"] == "i003-expert"]
     payload = row["payload"]
     assert payload["images"] == ["/world/i003.png", "/world/other.png"] and row["patient"] == "p1"
+    unseen = {"width": None, "height": None, "bits": 8, "spacing": None, "deep": False}
+    assert payload["about"][0] == {"source": "dicom", "licence": "not stated"} | unseen
     assert payload["question"]["options"] == ["Yes", "No"]
     assert payload["annotation"]["oracle_text"] == "A\ufffd" and payload["annotation"]["entropy"] is None
     assert payload["selection"]["prototype_id"] == 0
