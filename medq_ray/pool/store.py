@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,8 +207,8 @@ class Pool:
         """Decode some images again and write them as PNG files into `folder`; image id -> path.
 
         Where the source has more than 8 bits of grey, they lie beside it (medq_ray.depth), for people's eyes only: for
-        models there is the picture. From here on they have no source, no header and no name. Raises ValueError naming a file that cannot be read
-        any more or no longer has the image that was ingested.
+        models there is the picture. From here on they have no source, no header and no name. Raises ValueError naming a
+        file that cannot be read any more or no longer has the image that was ingested.
         """
         wanted = sorted(image_ids)
         rows = first_of_each(self.good())
@@ -222,12 +222,14 @@ class Pool:
                 try:
                     known = Row(row["uri"], row["key"], row["modality"])
                     image = sandbox.decode(row["source"], known, self.settings["side"])
-                    depth = sandbox.deepen(row["source"], known, self.settings["side"])
                 except Refused as error:
                     raise ValueError(f"{row['uri']}: cannot be read any more ({error})") from error
                 if image.image_id != row["image_id"]:
                     raise ValueError(f"{row['uri']} has changed since it was ingested; run `medq ingest` again")
                 path.write_bytes(encode_png(image.pixels))
+                depth = None
+                with suppress(Refused):  # what is good enough for models is good enough without
+                    depth = sandbox.deepen(row["source"], known, self.settings["side"])
                 if depth is not None and depth.numbers.shape == image.pixels.shape[:2]:
                     write_depth(beside(path), depth)
                 paths[row["image_id"]] = str(path)

@@ -28,6 +28,7 @@ export class Outbox {
   #timer = null;
   #sending = null;
   #database = opened();
+  #keeps = false;
   #heard;
 
   /** heard: {stored(entry, given): given.counts says whether it holds; refused(entry, error): it never will be;
@@ -36,7 +37,7 @@ export class Outbox {
     this.#heard = heard;
     addEventListener("online", () => this.#send());
     addEventListener("beforeunload", (event) => {
-      if (this.#late && !session.over) {
+      if (this.#kept.length && (this.#late || !this.#keeps) && !session.over) {
         event.preventDefault();
       }
     });
@@ -47,6 +48,7 @@ export class Outbox {
     const own = IDBKeyRange.bound([reviewer], [reviewer, []]); // arrays come after all numbers
     const table = (await this.#database).transaction(TABLE).objectStore(TABLE);
     this.#kept = await done(table.getAll(own));
+    this.#keeps = true;
     this.#late = this.#kept.length > 0;
   }
 
@@ -127,7 +129,9 @@ export class Outbox {
   }
 
   /** In the order of the calls, which IndexedDB keeps; on the disk before anything else, and not only in its cache. */
-  async #write(change) {
-    change((await this.#database).transaction(TABLE, "readwrite", { durability: "strict" }).objectStore(TABLE));
+  #write(change) {
+    this.#database
+      .then((base) => change(base.transaction(TABLE, "readwrite", { durability: "strict" }).objectStore(TABLE)))
+      .catch(() => {}); // a browser that keeps nothing, as `open` has said, still sends
   }
 }

@@ -94,12 +94,12 @@ async function show(entry, otherwise = NOTHING) {
   queue.prefetch();
 }
 
-/** Go on to the next item. */
-async function advance() {
+/** Show the item that `next` fetches, by default the one after this. */
+async function advance(next = () => queue.advance()) {
   try {
-    await show(await queue.advance());
+    await show(await next());
   } catch (error) {
-    if (!(error instanceof Unreachable)) {
+    if (!(error instanceof Refused)) {
       throw error;
     }
     await show(null, `There is no next item: ${error.message}. This page goes on by itself when it can.`);
@@ -179,7 +179,7 @@ function notice(line, ...buttons) {
 function backTo(item_id) {
   return alone(async () => {
     keepTime();
-    await show(await queue.restart());
+    await advance(() => queue.restart());
     if (queue.current?.item.item_id !== item_id) {
       say(`Item ${item_id} is not in your hands any more.`, "bad");
     }
@@ -326,7 +326,7 @@ setInterval(async () => {
 }, RENEW);
 
 alone(async () => {
-  await outbox.open();
+  await outbox.open().catch(() => notice("This browser keeps nothing: stay on the page while something is not stored."));
   showProgress();
   await advance();
 });

@@ -96,7 +96,7 @@ export class Viewer {
       const ends = depth ? [depth.intercept, depth.intercept + depth.slope * 65535].sort((a, b) => a - b) : [0, WHITE];
       return {
         center: clamp(window.center + center * grey, ...ends),
-        width: clamp(window.width + width * grey, depth ? Math.abs(depth.slope) : 1, 2 * (ends[1] - ends[0])),
+        width: clamp(window.width + width * grey, (depth && Math.abs(depth.slope)) || 1, 2 * (ends[1] - ends[0])),
       };
     });
     this.#set({});
