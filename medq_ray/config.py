@@ -273,7 +273,7 @@ class Evolve(Section):
     workers: int = Field(2, ge=1)
     """FSDP2 workers."""
     min_workers: int | None = Field(None, ge=1)
-    """Fewest workers to go on with where some were lost and there is no room for others; None: `workers`. Our choice."""
+    """Fewest workers to go on with where some were lost and no others can be had; None: `workers`. Our choice."""
     max_failures: int = Field(3, ge=0)
     """Deaths of workers after which one command goes on by itself. Our choice."""
     loaders: int = Field(1, ge=1)

@@ -37,11 +37,10 @@ def measure(samples: list[dict], checkpoint: Path, loaders: int) -> dict[str, in
     """Tokens of each sample (rows of schema.CHAT) by question id. Raises ValueError naming the first sample, by id,
     that cannot be encoded, and how many others, or what is wrong with the checkpoint (`adapter_of`)."""
     adapter_of(checkpoint)
+    if not samples:
+        return {}
     rows = from_items([{"sample": sample} for sample in samples], 4 * loaders)
-    found = rows.map_batches(
-        measured, fn_kwargs={"checkpoint": checkpoint.resolve()}, batch_size=32, concurrency=loaders,
-        num_cpus=CPUS,
-    ).take_all()  # fmt: skip
+    found = rows.map_batches(measured, batch_size=32, **in_processes(checkpoint, loaders)).take_all()
     if refused := sorted((row["question_id"], row["refused"]) for row in found if row["refused"]):
         more = f" (and {len(refused) - 1} more samples)" if len(refused) > 1 else ""
         raise ValueError(refused[0][1] + more)
@@ -57,9 +56,7 @@ def stream(rows: Iterable[Row], samples: list[dict], checkpoint: Path, loaders: 
     items = [{"row": [samples[i] for i in row.samples]} for row in listed]
     if not items:
         return iter(())
-    encoded = from_items(items, len(items) // BLOCK).map(
-        packed, fn_kwargs={"checkpoint": checkpoint.resolve()}, concurrency=loaders, num_cpus=CPUS
-    )
+    encoded = from_items(items, len(items) // BLOCK).map(packed, **in_processes(checkpoint, loaders))
     return ahead(zip(rows, tensors(encoded), strict=True))
 
 
@@ -70,6 +67,13 @@ def from_items(items: list[dict], blocks: int) -> "Dataset":
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False  # there is one for the training (`sft.watched`)
     return ray.data.from_items(items, override_num_blocks=min(max(blocks, 1), len(items)))
+
+
+def in_processes(checkpoint: Path, loaders: int) -> dict[str, Any]:
+    import ray
+
+    pool = ray.data.TaskPoolStrategy(size=loaders)
+    return {"fn_kwargs": {"checkpoint": checkpoint.resolve()}, "compute": pool, "num_cpus": CPUS}
 
 
 def measured(batch: dict[str, Any], checkpoint: Path) -> dict[str, list]:
@@ -111,7 +115,7 @@ def tensors(encoded: "Dataset") -> Iterator["dict[str, Tensor]"]:
 
     try:
         for row in encoded.iter_rows():
-            yield {name: torch.as_tensor(array) for name, array in row.items()}
+            yield {name: torch.tensor(array) for name, array in row.items()}
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise ValueError(str(error.cause)) from error

@@ -40,7 +40,7 @@ def fine_tune(
 
     tokens: of each of its samples, by question id (`feed.measure`). metrics.jsonl has a line a step: step, epoch, loss
     (nats a sample, by `answer_loss`), grad_norm, lr, samples, tokens, answer_tokens, image_tokens, which equal inputs
-    give equal; and how fast it was: seconds, samples_per_second, tokens_per_second, mfu, memory_bytes (`evolve.metrics`).
+    give equal; and how fast it was (`evolve.metrics`).
 
     A worker that dies is replaced, or done without down to `evolve.min_workers`, up to `evolve.max_failures` times.
 

@@ -204,8 +204,9 @@ def finish_step(
     if not math.isfinite(numbers["loss"] + numbers["grad_norm"]):
         names = sorted(name for _, found in everyone for name in found)
         raise ValueError(
-            f"step {rows[0][0].step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {len(names)} samples without "
-            f"a finite loss: {', '.join(names[:5])}; check them and the checkpoint or lower evolve.learning_rate"
+            f"step {rows[0][0].step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {len(names)} "
+            f"samples without a finite loss: {', '.join(names[:5])}; check them and the checkpoint or lower "
+            "evolve.learning_rate"
         )
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -67,5 +67,6 @@ if __name__ == "__main__":
     if "--nodes" in sys.argv:
         lose_a_node(target)
     else:
-        ray.init(num_cpus=4, include_dashboard=False)
-    print(json.dumps(run(rows, target, override(CONFIG, changes))))
+        ray.init(address="local", num_cpus=4, include_dashboard=False)
+    print(json.dumps(run(rows, target, override(CONFIG, changes))), flush=True)
+    ray.shutdown()

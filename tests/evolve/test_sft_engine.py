@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -195,7 +196,9 @@ def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command,
     from safetensors.torch import load_file
 
     command = [*command, "--nodes", "evolve.min_workers=1"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as apart:  # from other Rays' addresses
+        environment = os.environ | {"RAY_TMPDIR": apart, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "a training worker died" in finished.stderr
     ours, theirs = without_times(tmp_path / "run"), without_times(unbroken[0])
