@@ -14,7 +14,7 @@ FLOORS = {
     "synthetic": 2, "model": 2,
     "pool": 3, "models": 3, "judging": 3, "labels": 3, "promotion": 3,
     "evaluate": 4, "explore": 4, "annotate": 4, "review": 4, "evolve": 4,
-    "report": 5, "loop": 5,
+    "report": 5, "loop": 5, "plan": 5,
     "experiments": 6,
     "cli": 7, "serve_apps": 7,
     "jobs": 8,  # each calls one command
