@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "schema": 0, "config": 0, "images": 0, "tables": 0, "intervals": 0, "draws": 0,
+    "schema": 0, "config": 0, "images": 0, "tables": 0, "intervals": 0, "draws": 0, "depth": 0,
     "recipes": 1, "artifacts": 1, "ledger": 1, "console": 1, "questions": 1, "serving": 1, "dicom": 1, "privacy": 1,
     "synthetic": 2, "model": 2,
     "pool": 3, "models": 3, "judging": 3, "labels": 3, "promotion": 3,
@@ -25,7 +25,7 @@ HOMES = {
     "open_clip": {"medq_ray/model/encoder.py", "medq_ray/model/assets/train_encoder.py"},
     "faiss": {"medq_ray/pool/search.py"},
     "openai": {"medq_ray/model/chat.py"},
-    "sqlalchemy": {"medq_ray/review/store.py"},
+    "sqlalchemy": {"medq_ray/review/store.py", "medq_ray/review/tables.py"},
 }
 
 
