@@ -27,6 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medq_ray.depth import Depth, packed
 from medq_ray.images import MAX_PIXELS, Refused
 
 pydicom.config.logger.propagate = False  # what it warns of, it also logs, values included
@@ -41,8 +42,8 @@ MAX_FRAMES = 1_000_000
 """More are refused: the largest slides have some 100,000 tiles a level."""
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 """Photometric interpretations that decode to RGB."""
-TRANSFORMS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
-"""Where an enhanced multi-frame file keeps the rescaling and the window of a frame."""
+TRANSFORMS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
+"""Where an enhanced multi-frame file keeps the rescaling, the window and the spacing of a frame."""
 PLUGINS = {
     JPEGBaseline8Bit: "pillow",
     JPEGExtended12Bit: "pillow",
@@ -152,14 +153,61 @@ def read_frame(source: Source, index: int, modality: str) -> np.ndarray:
     Raises Refused for what cannot be decoded.
     """
     with _refusing("a DICOM image that can be decoded"):
-        dataset = _dataset(source)
-        frames = _frames(dataset)
-        if index >= frames:
-            raise Refused(f"expected a frame {index}, found {frames} frames")
-        syntax = dataset.file_meta.TransferSyntaxUID
-        inflated = _dataset(source, pixels=True) if syntax == DeflatedExplicitVRLittleEndian else source
-        values = pixel_array(inflated, index=index, decoding_plugin=PLUGINS.get(syntax, ""))
-        return _display(values, _of_frame(dataset, index), modality)
+        return _display(*_stored(source, index), modality)
+
+
+def read_depth(source: Source, index: int, modality: str) -> Depth | None:
+    """One frame in all its bits, with the window in which `read_frame` shows it; None where it has no more than 8, or
+    is no grey. A CT's values are HU, unless its file says otherwise; padding is as dark as the darkest pixel.
+    Raises Refused for what cannot be decoded."""
+    with _refusing("a DICOM image that can be decoded"):
+        values, dataset = _stored(source, index)
+        kind, bits = dataset.PhotometricInterpretation, int(dataset.BitsStored)
+        if kind not in ("MONOCHROME1", "MONOCHROME2") or values.ndim != 2 or values.dtype.kind not in "iu" or bits <= 8:
+            return None
+        slope, intercept, units, padding = 1.0, 0.0, values, _padding(values, dataset)
+        if dataset.get("ModalityLUTSequence"):
+            units = values = apply_modality_lut(values, dataset)
+        elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+            slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+            units = apply_modality_lut(values, dataset)
+        if dataset.get("VOILUTSequence"):
+            count, first, _ = dataset.VOILUTSequence[0].LUTDescriptor
+            window = float(first), float(first + (count or 2**16) - 1)
+        else:
+            center, width, _ = _window(units, padding, dataset, modality)
+            window = center - width / 2, center + width / 2
+        if padding.any() and not padding.all():
+            image = values[~padding]
+            dark = image.min() if (kind == "MONOCHROME2") == (slope > 0) else image.max()
+            values = np.where(padding, dark, values)
+        return packed(values, window, bits=bits, slope=slope, intercept=intercept, unit=_unit(dataset),
+                      inverted=kind == "MONOCHROME1", spacing=_spacing(dataset))  # fmt: skip
+
+
+def _unit(dataset: pydicom.Dataset) -> str:
+    """'HU' of a CT that is rescaled and does not say to what, or says so (PS3.3, C.8.2.1); a scout has none."""
+    rescaled = "RescaleIntercept" in dataset and _text(dataset, "RescaleType").upper() in ("", "HU")
+    scout = "LOCALIZER" in map(str, np.ravel(dataset.get("ImageType") or []))
+    return "HU" if _text(dataset, "Modality").upper() == "CT" and rescaled and not scout else ""
+
+
+def _spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
+    """Millimetres between rows and between columns."""
+    found = np.ravel(dataset.get("PixelSpacing") or [])
+    return (float(found[0]), float(found[1])) if len(found) == 2 else None
+
+
+def _stored(source: Source, index: int) -> tuple[np.ndarray, pydicom.Dataset]:
+    """Stored values of a frame, and its elements. Raises Refused, and whatever pydicom does."""
+    dataset = _dataset(source)
+    frames = _frames(dataset)
+    if index >= frames:
+        raise Refused(f"expected a frame {index}, found {frames} frames")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    inflated = _dataset(source, pixels=True) if syntax == DeflatedExplicitVRLittleEndian else source
+    values = pixel_array(inflated, index=index, decoding_plugin=PLUGINS.get(syntax, ""))
+    return values, _of_frame(dataset, index)
 
 
 def _of_frame(dataset: pydicom.Dataset, index: int) -> pydicom.Dataset:
@@ -212,13 +260,17 @@ def _shown(values: np.ndarray, padding: np.ndarray, dataset: pydicom.Dataset, mo
         return apply_voi(values, dataset) * (255 / (2**depth - 1))
     window = pydicom.Dataset()  # of its own: 8 bits and no rescaling, so that its output is 0 to 255
     window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 8, 0
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = _window(values, padding, dataset, modality)
+    return apply_windowing(values, window)
+
+
+def _window(
+    values: np.ndarray, padding: np.ndarray, dataset: pydicom.Dataset, modality: str
+) -> tuple[float, float, str]:
+    """(centre, width, the standard's function): the file's first window, or the default."""
     given = [np.ravel(dataset.get(name)) for name in ("WindowCenter", "WindowWidth")]
     if all(len(value) and value[0] not in (None, "") for value in given) and float(given[1][0]) > 0:
-        window.WindowCenter, window.WindowWidth = (float(value[0]) for value in given)
-        window.VOILUTFunction = _text(dataset, "VOILUTFunction") or "LINEAR"
-    else:
-        image = values if padding.all() else values[~padding]
-        low, high = CT_WINDOW if modality == "ct" else np.percentile(image, PERCENTILES)
-        window.WindowCenter, window.WindowWidth = float((low + high) / 2), float(max(high - low, 1e-6))
-        window.VOILUTFunction = "LINEAR_EXACT"
-    return apply_windowing(values, window)
+        return float(given[0][0]), float(given[1][0]), _text(dataset, "VOILUTFunction") or "LINEAR"
+    image = values if padding.all() else values[~padding]
+    low, high = CT_WINDOW if modality == "ct" else np.percentile(image, PERCENTILES)
+    return float((low + high) / 2), float(max(high - low, 1e-6)), "LINEAR_EXACT"

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "schema": 0, "config": 0, "images": 0, "tables": 0, "intervals": 0, "draws": 0,
+    "schema": 0, "config": 0, "images": 0, "tables": 0, "intervals": 0, "draws": 0, "depth": 0,
     "recipes": 1, "artifacts": 1, "ledger": 1, "console": 1, "questions": 1, "serving": 1, "dicom": 1, "privacy": 1,
     "synthetic": 2, "model": 2,
     "pool": 3, "models": 3, "judging": 3, "labels": 3, "promotion": 3,
     "evaluate": 4, "explore": 4, "annotate": 4, "review": 4, "evolve": 4,
-    "report": 5, "loop": 5,
+    "report": 5, "loop": 5, "plan": 5,
     "experiments": 6,
     "cli": 7, "serve_apps": 7,
     "jobs": 8,  # each calls one command

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import select
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from medq_ray.depth import Depth, Meaning
 from medq_ray.images import MAX_PIXELS, Refused, pixel_digest
 from medq_ray.pool.hashing import THUMB_SIDE
 from medq_ray.pool.jail import FRAME, LONGEST_REASON, READY, UNCONFINED
@@ -107,6 +109,26 @@ def believed_look(facts: dict, raw: bytes, side: int) -> Look:
     return Look(pixels, name, bits, sharpness, noise, thumb)
 
 
+def believed_depth(facts: dict, raw: bytes, side: int) -> Depth | None:
+    """An image in all its bits. Raises Broken where its facts do not fit each other or their types."""
+    match facts:
+        case {"shape": None, **rest} if not rest and not raw:
+            return None
+        case {"shape": [int(height), int(width)], "slope": float(), "intercept": float(), "unit": "HU" | "",
+              "center": float(), "width": float(span), "inverted": bool(), "bits": int(bits),
+              "spacing": None | [float(), float()] as spacing, **rest} if not rest:  # fmt: skip
+            pass
+        case _:
+            raise Broken(NONSENSE)
+    numbers = (facts["slope"], facts["intercept"], facts["center"], span, *(spacing or ()))
+    sizes = 1 <= height <= side and 1 <= width <= side and 2 * height * width == len(raw)
+    if not (sizes and all(map(math.isfinite, numbers)) and span > 0 and 8 < bits <= 64):
+        raise Broken(NONSENSE)
+    named = {name: facts[name] for name in facts if name not in ("shape", "spacing")}
+    meaning = Meaning(**named, spacing=tuple(spacing) if spacing else None)
+    return Depth(np.frombuffer(raw, "<u2").reshape(height, width).astype(np.uint16), meaning)
+
+
 def believed_rows(facts: dict, raw: bytes, asked: Row) -> list[Row]:
     """The images of one file. Raises Broken for rows that are none, and for those of other files."""
     match facts:
@@ -165,6 +187,11 @@ class Sandbox:
         request = {"do": "look", "source": source, "row": asdict(row), "side": side}
         return self._ask(request, lambda facts, raw: believed_look(facts, raw, side))
 
+    def deepen(self, source: str, row: Row, side: int) -> Depth | None:
+        """The same in all its bits, None where there are no more than 8. Raises Refused."""
+        request = {"do": "deep", "source": source, "row": asdict(row), "side": side}
+        return self._ask(request, lambda facts, raw: believed_depth(facts, raw, side))
+
     def close(self) -> None:
         """End the child."""
         if self.child is not None:
@@ -180,7 +207,7 @@ class Sandbox:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def _ask(self, request: dict, believed: Callable) -> Look | list[Row]:
+    def _ask(self, request: dict, believed: Callable) -> Look | Depth | list[Row] | None:
         for _ in range(2):
             try:
                 facts, raw = self._exchange(request)

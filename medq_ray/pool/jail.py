@@ -21,6 +21,7 @@ from dataclasses import asdict
 import numpy as np
 from PIL import Image
 
+from medq_ray.depth import shrunk
 from medq_ray.images import Refused, pixel_digest
 from medq_ray.pool.confine import forbid_files, forbid_system_calls
 from medq_ray.pool.hashing import phash, quality, thumb
@@ -82,15 +83,32 @@ def look(source: str, row: Row, side: int) -> tuple[dict, bytes]:
     return facts, pixels.tobytes()
 
 
+def deep(source: str, row: Row, side: int) -> tuple[dict, bytes]:
+    """(meaning and shape, uint16 numbers) of one image in all its bits; nothing where there are no more than 8."""
+    module = reader(source)
+    found = module.depth(row) if hasattr(module, "depth") else None
+    if found is None:
+        return {"shape": None}, b""
+    height, width = found.numbers.shape
+    found = shrunk(found, within(width, height, side))
+    return asdict(found.meaning) | {"shape": found.numbers.shape}, found.numbers.astype("<u2").tobytes()
+
+
+def within(width: int, height: int, side: int) -> tuple[int, int]:
+    """(width, height), reduced so that the longer is at most `side`."""
+    longer = max(width, height)
+    return (width, height) if longer <= side else (max(1, round(width * side / longer)),
+                                                   max(1, round(height * side / longer)))  # fmt: skip
+
+
 def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
     """The image, reduced so that its longer side is at most `side`. Raises Refused if it is no uint8 RGB image."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise Refused(f"expected uint8 (H, W, 3) of a reader, found {pixels.dtype} {pixels.shape}")
     height, width = pixels.shape[:2]
-    longer = max(height, width)
-    if longer <= side:
+    size = within(width, height, side)
+    if size == (width, height):
         return np.ascontiguousarray(pixels)
-    size = max(1, round(width * side / longer)), max(1, round(height * side / longer))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3))
 
 
@@ -106,6 +124,8 @@ def answer(request: dict) -> tuple[dict, bytes]:
         if request["do"] == "expand":
             rows = rows_of(request["source"], row, Options(**request["options"]))
             return {"rows": [asdict(found) for found in rows]}, b""
+        if request["do"] == "deep":
+            return deep(request["source"], row, request["side"])
         return look(request["source"], row, request["side"])
     except Refused as error:
         return {"problem": printable(f"decode: {error}")}, b""

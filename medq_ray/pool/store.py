@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medq_ray.artifacts import digest_folder, read_json, read_table, write_json, write_table
+from medq_ray.depth import beside, write_depth
 from medq_ray.images import Refused, encode_png
 from medq_ray.model.encoder import encoder_folder
 from medq_ray.pool.decode import Limits, Sandbox
@@ -205,8 +206,9 @@ class Pool:
     def fetch(self, image_ids: Iterable[str], folder: Path) -> dict[str, str]:
         """Decode some images again and write them as PNG files into `folder`; image id -> path.
 
-        From here on they have no source, no header and no name. Raises ValueError naming a file that cannot be read
-        any more or no longer has the image that was ingested.
+        Where the source has more than 8 bits of grey, they lie beside it (medq_ray.depth), for people's eyes only: for
+        models there is the picture. From here on they have no source, no header and no name. Raises ValueError naming a
+        file that cannot be read any more or no longer has the image that was ingested.
         """
         wanted = sorted(image_ids)
         rows = first_of_each(self.good())
@@ -225,6 +227,11 @@ class Pool:
                 if image.image_id != row["image_id"]:
                     raise ValueError(f"{row['uri']} has changed since it was ingested; run `medq ingest` again")
                 path.write_bytes(encode_png(image.pixels))
+                depth = None
+                with suppress(Refused):  # what is good enough for models is good enough without
+                    depth = sandbox.deepen(row["source"], known, self.settings["side"])
+                if depth is not None and depth.numbers.shape == image.pixels.shape[:2]:
+                    write_depth(beside(path), depth)
                 paths[row["image_id"]] = str(path)
         return paths
 

@@ -3,14 +3,18 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, UnidentifiedImageError
 
 from medq_ray.artifacts import Run, Step, write_json, write_table
 from medq_ray.config import Config
+from medq_ray.depth import beside, read_meaning
 from medq_ray.draws import drawn
 from medq_ray.labels import REVIEWED_ROUTES
 from medq_ray.model.prompts import uris_of
@@ -21,6 +25,8 @@ from medq_ray.schema import VERDICT
 if TYPE_CHECKING:  # SQLAlchemy takes 0.3 s, and the simulated expert needs no store
     from medq_ray.review.store import Store, Transaction
 
+NOBODY = {"source": "", "licence": ""}
+"""Of an image that the run's pool does not have."""
 SHOWN = 4
 """The prototype's failures that are shown beside an item, the most certain first."""
 
@@ -45,6 +51,7 @@ def fill(store: "Store", run_dir: Path, iteration: int, config: Config) -> dict:
     asked = {row["question_id"]: row for row in explored.table("questions").to_pylist()}
     selected = {row["image_id"]: row for row in explored.table("selection").to_pylist()}
     failures = _failures(evaluated)
+    known_images = _origins(run, asked.values())
     urgent = priorities(chosen, [asked[row["question_id"]] for row in chosen], evaluated.json("rates"))
     items = []
     for annotation, priority in zip(chosen, urgent, strict=True):
@@ -55,7 +62,8 @@ def fill(store: "Store", run_dir: Path, iteration: int, config: Config) -> dict:
             "iteration": iteration, "question_id": question_id, "image_id": image_id,
             "patient": why["patient"] or image_id, "kind": asked[question_id]["kind"], "before": annotation["label"],
             "priority": float(priority), "reads": 2 if twice else 1,
-            "payload": payload_of(asked[question_id], annotation, why, failures.get(why["prototype_id"], [])),
+            "payload": payload_of(asked[question_id], annotation, why, failures.get(why["prototype_id"], []),
+                                  known_images),
         }))  # fmt: skip
     kept = sum(row["route"] != "dropped" for row in rows)
     known = {"iteration": iteration, "fingerprint": annotated.fingerprint, "annotations": kept, "closed_at": None}
@@ -69,12 +77,34 @@ def fill(store: "Store", run_dir: Path, iteration: int, config: Config) -> dict:
     return {"items": len(items), "added": len(items) if before is None else 0}
 
 
-def payload_of(question: dict, annotation: dict, why: dict, failures: list[dict]) -> dict:
+def payload_of(
+    question: dict, annotation: dict, why: dict, failures: list[dict], origins: dict[str, dict]
+) -> dict:
     """What there is to see of an item: {question: schema.QUESTION, annotation: schema.ANNOTATION, images: paths in
-    their order, selection: why the image was selected, failures: of its prototype, as `_failures` gives them}."""
+    their order, about: what may be said of each, selection: why the image was selected, failures: of its prototype, as
+    `_failures` gives them}. origins: image id -> {source, licence}."""
     selection = {name: why[name] for name in ("strategy", "capability", "prototype_id", "similarity", "score")}
-    return {"question": question, "annotation": annotation, "images": uris_of(question), "selection": selection,
+    uris = uris_of(question)
+    about = [about_image(uri, origins.get(name, NOBODY)) for name, uri in
+             zip((question["image_id"], question["second_id"]), uris, strict=False)]  # fmt: skip
+    return {"question": question, "annotation": annotation, "images": uris, "about": about, "selection": selection,
             "failures": failures}  # fmt: skip
+
+
+def about_image(uri: str, origin: dict) -> dict:
+    """{source, licence} of where an image is from, and what its files say: width and height in pixels (None where it
+    cannot be read), bits of a grey level, spacing in mm, and whether all bits are there (`deep`). Nothing else leaves:
+    no patient, no date, no path."""
+    try:
+        with Image.open(uri) as image:
+            width, height = image.size
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
+        width = height = None
+    meaning = read_meaning(beside(uri)) if beside(uri).exists() else None
+    return origin | {
+        "width": width, "height": height, "bits": meaning.bits if meaning else 8,
+        "spacing": list(meaning.spacing) if meaning and meaning.spacing else None, "deep": meaning is not None,
+    }  # fmt: skip
 
 
 def priorities(annotations: Sequence[dict], questions: Sequence[dict], rates: dict[str, dict]) -> np.ndarray:
@@ -153,6 +183,17 @@ def _step(run: Run, iteration: int, phase: str) -> Step:
     if step is None:
         raise ValueError(f"{run.root}: {phase} of iteration {iteration} is not finished")
     return step
+
+
+def _origins(run: Run, questions: Iterable[dict]) -> dict[str, dict]:
+    """Image id -> {source, licence}, of the images of questions."""
+    pooled = run.finished("pool")
+    if pooled is None:
+        raise ValueError(f"{run.root}: its pool is not finished")
+    asked = {question[name] for question in questions for name in ("image_id", "second_id")} - {None}
+    images = pooled.table("images").select(["image_id", "source", "licence"])
+    own = images.filter(pc.is_in(images["image_id"], pa.array(sorted(asked), pa.string())))
+    return {row.pop("image_id"): row for row in own.to_pylist()}
 
 
 def _failures(evaluated: Step) -> dict[int, list[dict]]:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medq_ray.depth import beside, packed, write_depth
+from medq_ray.dicom import CT_WINDOW
 from medq_ray.images import encode_png
+from medq_ray.pool.sources._files import shown
 from medq_ray.questions import NOTHING, comparison, describe, description, how, what, yes_no
 from medq_ray.review.accounts import enrol
 from medq_ray.review.handover import payload_of
@@ -15,6 +18,7 @@ from medq_ray.synthetic.world import make_image
 KINDS = ("yes_no", "what", "how", "description", "comparison")
 MODALITIES = ("mri", "ct", "endoscopy", "fundus", "histopathology")
 DAMAGE = {"mri": "motion", "ct": "metal", "endoscopy": "smoke", "fundus": "haze", "histopathology": "fold"}
+ORIGIN = {"source": "synthetic", "licence": "CC0-1.0"}
 
 
 def draw(folder: Path, size: int = 224) -> dict[str, str]:
@@ -28,6 +32,25 @@ def draw(folder: Path, size: int = 224) -> dict[str, str]:
             path.write_bytes(encode_png(pixels))
             found[f"{modality}-{severity}"] = str(path)
     return found
+
+
+def thorax(folder: Path, side: int = 512) -> str:
+    """The path of a CT slice with air, lungs, fat, muscle and bone, all its bits beside it."""
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    values = np.full((side, side), -1000.0)
+    for (cy, cx, height, width), level in (
+        ((0, 0, 0.66, 0.92), -100), ((0, 0, 0.58, 0.84), 50), ((-0.05, -0.4, 0.4, 0.28), -850),
+        ((-0.05, 0.4, 0.4, 0.28), -850), ((-0.1, 0.08, 0.22, 0.2), 130), ((0.38, 0, 0.12, 0.12), 700),
+        ((0.38, 0, 0.05, 0.06), 30), ((-0.1, -0.42, 0.02, 0.02), 20),
+    ):  # fmt: skip
+        values[((y - cy) / height) ** 2 + ((x - cx) / width) ** 2 < 1] = level
+    values += np.random.default_rng(3).normal(0, 18, values.shape)
+    values = np.rint(values).astype(np.int16)
+    depth = packed(values, CT_WINDOW, bits=12, unit="HU", spacing=(0.7, 0.7))
+    path = folder / "thorax.png"
+    path.write_bytes(encode_png(shown(values, *CT_WINDOW)))
+    write_depth(beside(path), depth)
+    return str(path)
 
 
 def question(number: int, kind: str, modality: str, pictures: dict[str, str]) -> dict:
@@ -63,7 +86,7 @@ def piece(number: int, kind: str, modality: str, pictures: dict[str, str], *, re
     return {
         "iteration": 0, "question_id": asked["question_id"], "image_id": asked["image_id"],
         "patient": f"p{number:03d}", "kind": kind, "before": annotation["label"], "priority": 1.0, "reads": reads,
-        "payload": payload_of(asked, annotation, why, failures),
+        "payload": payload_of(asked, annotation, why, failures, {name: ORIGIN for name in (asked["image_id"], "b")}),
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from medq_ray.draws import drawn
 from medq_ray.review.accounts import enrol
 from medq_ray.review.handover import export, fill, in_order, priorities
 from medq_ray.review.queue import Queue
-from medq_ray.schema import ANNOTATION, FAILURE, PROTOTYPE, QUESTION, SELECTION, VERDICT
+from medq_ray.schema import ANNOTATION, FAILURE, POOL_IMAGE, PROTOTYPE, QUESTION, SELECTION, VERDICT
 
 CONFIG = Config(seed=3, review=Review(double_share=0.5))
 ROUTES = ("cold_start", "expert", "oracle", "self", "dropped")
@@ -47,6 +47,11 @@ def run_with(folder: Path, images: int = 10, iteration: int = 0, model: str = "o
         for question, name, route in asked
     ]  # fmt: skip
     write_table(here / "annotate/annotations.parquet", rows, ANNOTATION)
+    write_table(folder / "pool/images.parquet", [
+        {"image_id": name, "source": "dicom", "licence": "not stated", "patient": f"p{name}", "session": "s", "uri": ""}
+        for name in names
+    ], POOL_IMAGE)  # fmt: skip
+    Run(folder).step("pool", lambda _: None, settings={}, inputs={})
     for phase in ("evaluate", "explore", "annotate"):
         Run(folder).step(f"{here.name}/{phase}", lambda _: None, settings={"model": model}, inputs={})
     return folder
@@ -102,6 +107,8 @@ def test_an_item_carries_what_there_is_to_see_and_nothing_that_a_database_refuse
     (row,) = [row for row in stored(store, "question_id", "patient", "payload") if row["question_id"] == "i003-expert"]
     payload = row["payload"]
     assert payload["images"] == ["/world/i003.png", "/world/other.png"] and row["patient"] == "p1"
+    unseen = {"width": None, "height": None, "bits": 8, "spacing": None, "deep": False}
+    assert payload["about"][0] == {"source": "dicom", "licence": "not stated"} | unseen
     assert payload["question"]["options"] == ["Yes", "No"]
     assert payload["annotation"]["oracle_text"] == "A\ufffd" and payload["annotation"]["entropy"] is None
     assert payload["selection"]["prototype_id"] == 0

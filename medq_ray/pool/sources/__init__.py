@@ -7,14 +7,16 @@ A reader is a module with
     expand(row, options)        the Rows of its images, from the file's header alone; a reader whose files hold one
                                 image each, all of which `find` knows about, has none
     decode(row, side)           the pixels of one image, uint8 (H, W, 3), by that source's right way
+    depth(row)                  the same image in all its bits (medq_ray.depth.Depth), None where it has no more than 8;
+                                a reader whose files never have more has none
 
 The root is a folder or, for readers of loose files, one file.
 
 `find` runs in the driver and may raise ValueError when the whole root is not what it should be, saying what was
-expected and what was found, and OSError for a folder that it may not read. `expand` and
-`decode` open files that may be hostile: they run in a limited child process (`pool.decode`), and raise images.Refused
-about one file. Its message reaches people and tables: no path, no name, id or date of a patient may be in it. Of any
-other exception only the type is told.
+expected and what was found, and OSError for a folder that it may not read. `expand`, `decode` and `depth` open files
+that may be hostile: they run in a limited child process (`pool.decode`), and raise images.Refused about one file. Its
+message reaches people and tables: no path, no name, id or date of a patient may be in it. Of any other exception only
+the type is told.
 
 To add a reader of your own, register its module under the entry point group 'medq_ray.sources'.
 """

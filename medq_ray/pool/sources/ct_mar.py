@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medq_ray.depth import Depth, packed
 from medq_ray.dicom import CT_WINDOW
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Row, Terms
@@ -52,6 +53,15 @@ def find(root: Path) -> Iterator[Row]:
 
 def decode(row: Row, side: int) -> np.ndarray:
     """Headerless little-endian float32, 512 x 512, HU. Raises Refused for any other size, and for other values."""
+    return shown(_values(row), *CT_WINDOW)
+
+
+def depth(row: Row) -> Depth:
+    """The same in HU. Raises Refused."""
+    return packed(_values(row), CT_WINDOW, bits=32, unit="HU")
+
+
+def _values(row: Row) -> np.ndarray:
     path = Path(row.path)
     if path.stat().st_size != BYTES:
         raise Refused(f"expected {BYTES} bytes, found {path.stat().st_size}")
@@ -59,4 +69,4 @@ def decode(row: Row, side: int) -> np.ndarray:
     low, high = values.min(), values.max()  # NaN if there is one
     if not HOUNSFIELD[0] <= low <= high <= HOUNSFIELD[1]:
         raise Refused(f"expected HU in {HOUNSFIELD}, found {low:g} to {high:g}")
-    return shown(values, *CT_WINDOW)
+    return values

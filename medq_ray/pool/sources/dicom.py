@@ -16,7 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from medq_ray.dicom import Header, read_frame, read_header
+from medq_ray.depth import Depth
+from medq_ray.dicom import Header, read_depth, read_frame, read_header
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Options, Row, Terms
 from medq_ray.pool.sources._files import chosen, walk
@@ -77,10 +78,20 @@ def expand(row: Row, options: Options) -> list[Row]:
 
 def decode(row: Row, side: int) -> np.ndarray:
     """Pixels as `medq_ray.dicom.read_frame` shows them. Raises Refused."""
+    return read_frame(*_place(row))
+
+
+def depth(row: Row) -> Depth | None:
+    """All bits of the same. Raises Refused."""
+    return read_depth(*_place(row))
+
+
+def _place(row: Row) -> tuple[str | BinaryIO, int, str]:
+    """(source, frame, modality) of a row. Raises Refused."""
     frame, _, member = row.key.partition(" ")
     source: str | BinaryIO = _content(_archive(row.path), member) if member else row.path
     _, modality = _checked(source, row.modality)
-    return read_frame(source, int(frame), modality)
+    return source, int(frame), modality
 
 
 def _rows(row: Row, source: str | BinaryIO, ending: str, options: Options) -> list[Row]:

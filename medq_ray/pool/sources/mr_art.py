@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medq_ray.depth import Depth
 from medq_ray.images import Refused
 from medq_ray.pool.sources import Options, Row, Terms, nifti
 from medq_ray.pool.sources._files import check_table, walk
@@ -76,3 +77,7 @@ def expand(row: Row, options: Options) -> list[Row]:
 
 def decode(row: Row, side: int) -> np.ndarray:
     return nifti.decode(row, side)
+
+
+def depth(row: Row) -> Depth | None:
+    return nifti.depth(row)

@@ -22,6 +22,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from medq_ray.depth import Depth, packed
 from medq_ray.dicom import CT_WINDOW
 from medq_ray.images import MAX_PIXELS, Refused, modality_of
 from medq_ray.pool.sources import Options, Row, Terms
@@ -98,13 +99,29 @@ def expand(row: Row, options: Options) -> list[Row]:
 
 def decode(row: Row, side: int) -> np.ndarray:
     """One slice. Raises Refused."""
+    values, slope, _, low, high, _ = _cut(row)
+    return shown(values.astype(np.float32) * np.float32(slope), low, high)
+
+
+def depth(row: Row) -> Depth | None:
+    """The same in all its bits; None where there are no more than 8. Raises Refused."""
+    values, slope, intercept, low, high, unit = _cut(row)
+    if values.dtype.itemsize == 1:
+        return None
+    return packed(values, (low + intercept, high + intercept), bits=8 * values.dtype.itemsize, slope=slope,
+                  intercept=intercept, unit=unit)  # fmt: skip
+
+
+def _cut(row: Row) -> tuple[np.ndarray, float, float, float, float, str]:
+    """(stored numbers (H, W), slope, intercept, black and white between these two steps, 'HU' or '') of one slice."""
     plane, index, *_ = row.key.split()
     values, slope, intercept, low, high = _volume(row.path, Path(row.path).stat().st_mtime_ns)
     black, white = (level - intercept for level in CT_WINDOW)
+    unit = ""
     if row.modality == "ct" and low < black:  # nothing as dark as fat or air: numbers from 0 to 1 or 255, not HU
-        low, high = black, white
-    cut = np.moveaxis(values, PLANES[plane], 0)[int(index)].astype(np.float32) * np.float32(slope)
-    return shown(cut[::-1, ::-1].T, low, high)
+        low, high, unit = black, white, "HU"
+    cut = np.moveaxis(values, PLANES[plane], 0)[int(index)]
+    return cut[::-1, ::-1].T, slope, intercept, low, high, unit
 
 
 def _opened(path: str) -> tuple[SpatialImage, tuple[int, ...], list[int]]:

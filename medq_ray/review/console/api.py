@@ -5,8 +5,10 @@ who is asking, the handler and its reply, which took more of the processor than 
 """
 
 import asyncio
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -14,6 +16,7 @@ from fastapi.responses import Response
 from joblib import cpu_count
 from starlette.concurrency import run_in_threadpool
 
+from medq_ray.depth import beside, read_depth
 from medq_ray.images import encode_png, read_image
 from medq_ray.review.console.access import Access
 from medq_ray.review.console.shapes import (
@@ -23,6 +26,7 @@ from medq_ray.review.queue import LEADS, Queue
 from medq_ray.review.stats import overview
 
 PNG = {200: {"content": {"image/png": {}}}}
+RAW = {200: {"content": {"application/octet-stream": {}}, "headers": {"X-Depth": {"schema": {"type": "string"}}}}}
 Answer = TypeVar("Answer")
 
 
@@ -35,6 +39,15 @@ def routes(queue: Queue, access: Access) -> APIRouter:
     async def asking(request: Request, act: Callable[[dict], Answer]) -> Answer:
         """What `act` gives to whoever is asking."""
         return await run_in_threadpool(lambda: act(access.reviewer(request)))
+
+    def meant(token: int, body: Body) -> dict:
+        """The arguments that came with a token. Raises PermissionError when it is another lease's than the sender's."""
+        if body.taken_at is not None:
+            with queue.store.reading() as transaction:
+                lease = transaction.lease(token)
+            if lease is None or lease["taken_at"] != body.taken_at:
+                raise PermissionError(f"lease {token} is another one here: it was given by another store")
+        return body.model_dump(exclude={"taken_at"})
 
     @api.get("/me")
     async def me(request: Request) -> Person:
@@ -80,8 +93,7 @@ def routes(queue: Queue, access: Access) -> APIRouter:
         return await give(request, queue.flag, token, body)
 
     async def give(request: Request, act: Callable, token: int, body: Body) -> Given:
-        given = await asking(request, lambda person: act(person["name"], token, **body.model_dump()))
-        return Given(**vars(given))
+        return Given(**vars(await asking(request, lambda person: act(person["name"], token, **meant(token, body)))))
 
     @api.post("/undo")
     async def undo(request: Request) -> Item | None:
@@ -104,28 +116,36 @@ def routes(queue: Queue, access: Access) -> APIRouter:
     @api.get("/items/{item_id}/images/{number}", response_class=Response, responses=PNG)
     async def image(request: Request, item_id: int, number: int) -> Response:
         """An image of an item, from 0, as PNG without metadata; for leads, and for who holds or held the item."""
-        return await picture(request, item_id, "image", number)
+        return await picture(request, item_id, "image", number, painted)
+
+    @api.get("/items/{item_id}/depth/{number}", response_class=Response, responses=RAW)
+    async def depth(request: Request, item_id: int, number: int) -> Response:
+        """The same image in all its bits: 16-bit little-endian numbers, row by row; the header X-Depth has what they
+        mean as JSON: value = slope * number + intercept, in the unit."""
+        return await picture(request, item_id, "depth", number, deep)
 
     @api.get("/items/{item_id}/failures/{number}", response_class=Response, responses=PNG)
     async def failure(request: Request, item_id: int, number: int) -> Response:
         """An image that the model failed at in the same way."""
-        return await picture(request, item_id, "failure", number)
+        return await picture(request, item_id, "failure", number, painted)
 
-    async def picture(request: Request, item_id: int, what: str, number: int) -> Response:
+    async def picture(
+        request: Request, item_id: int, what: str, number: int, paint: Callable[[str], Response]
+    ) -> Response:
+        """What `paint` makes of the path of an item's image or failure."""
         person, uri = await asking(request, lambda person: (person["name"], seen(person, item_id, what, number)))
         try:
-            painted = await asyncio.get_running_loop().run_in_executor(painters, lambda: encode_png(read_image(uri)))
+            return await asyncio.get_running_loop().run_in_executor(painters, paint, uri)
         except ValueError as error:
             await run_in_threadpool(log, person, "unreadable", item_id, str(error))
             raise HTTPException(404, f"{what} {number} of item {item_id} cannot be read") from error  # no path leaves
-        return Response(painted, media_type="image/png")
 
     def seen(person: dict, item_id: int, what: str, number: int) -> str:
         """The path of a picture that this person may see and is now shown."""
         if not queue.may_see(person["name"], item_id):
             raise PermissionError(f"item {item_id} is not {person['name']}'s to see")
         payload = log(person["name"], what, item_id, f"{what} {number}")
-        uris = payload["images"] if what == "image" else [row["uri"] for row in payload["failures"]]
+        uris = [row["uri"] for row in payload["failures"]] if what == "failure" else payload["images"]
         if not 0 <= number < len(uris):
             raise HTTPException(404, f"item {item_id} has no {what} {number}")
         return uris[number]
@@ -137,6 +157,18 @@ def routes(queue: Queue, access: Access) -> APIRouter:
             return transaction.item(item_id)["payload"]
 
     return api
+
+
+def painted(path: str) -> Response:
+    return Response(encode_png(read_image(path)), media_type="image/png")
+
+
+def deep(path: str) -> Response:
+    found = read_depth(beside(path))
+    height, width = found.numbers.shape
+    meaning = json.dumps(asdict(found.meaning) | {"width_px": width, "height_px": height})
+    return Response(found.numbers.astype("<u2").tobytes(), media_type="application/octet-stream",
+                    headers={"X-Depth": meaning})  # fmt: skip
 
 
 def table3_for(queue: Queue, person: dict) -> dict:

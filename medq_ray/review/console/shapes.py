@@ -19,6 +19,9 @@ class Body(BaseModel):
 
     seconds: float = Field(ge=0, allow_inf_nan=False)
     """Active time since the item was shown."""
+    taken_at: float | None = Field(None, allow_inf_nan=False)
+    """Of the lease, as it came with the item. What waited in a browser may reach another store that has taken the
+    address since, whose lease of that number is another."""
 
 
 class VerdictBody(Body):
@@ -83,6 +86,22 @@ class Facts(BaseModel):
     simulated: bool
 
 
+class About(BaseModel):
+    """What there is to know of one image: never whose it is, when it was made, or where it lies."""
+
+    source: str
+    licence: str
+    width: int | None
+    height: int | None
+    """Pixels that are shown; null where the picture cannot be read."""
+    bits: int
+    """Of a grey level of the original."""
+    spacing: tuple[float, float] | None
+    """Millimetres between rows and between columns, null where nobody knows."""
+    deep: bool
+    """Whether `depth` has all bits."""
+
+
 class Failure(BaseModel):
     text: str
     expected: str
@@ -108,10 +127,14 @@ class Item(BaseModel):
     """The lease: goes with everything that is sent about the item."""
     item_id: int
     stage: Literal["read", "adjudicate"]
+    taken_at: float
+    """The lease's begin in seconds since 1970; with the token it is like no other, in any store."""
     until: float
     """The lease's end in seconds since 1970, if nothing is heard."""
     images: int
     """How many: one, or the two of a comparison."""
+    about: list[About]
+    """The images, in their order; none in a store that was filled before there was this."""
     question: Question
     before: str
     """The label put forward."""
@@ -164,8 +187,9 @@ def item_of(lease: Lease) -> Item:
     facts |= {name: why[name] for name in ("capability", "strategy", "similarity")}
     simulated = annotation["labelled_by"] == "oracle" and bool(annotation["oracle_simulated"])
     return Item(
-        token=lease.token, item_id=lease.item_id, stage=lease.stage, until=lease.until,
-        images=len(lease.payload["images"]), before=lease.before, choice=None if letter is None else ord(letter) - 65,
+        token=lease.token, item_id=lease.item_id, stage=lease.stage, taken_at=lease.taken_at, until=lease.until,
+        images=len(lease.payload["images"]), about=lease.payload.get("about", []), before=lease.before,
+        choice=None if letter is None else ord(letter) - 65,
         question=Question(**{name: question[name] for name in Question.model_fields}),
         fields=fields_of(question["modality"], lease.before) if described else None,
         facts=Facts(modality=question["modality"], prototype=why["prototype_id"], simulated=simulated, **facts),

@@ -1,22 +1,35 @@
 // The console's JSON interface. Who is not logged in any more is sent to the login page.
 
-const csrf = document.querySelector('meta[name="csrf"]').content;
+const meta = (name) => document.querySelector(`meta[name="${name}"]`).content;
 
+export const reviewer = meta("reviewer");
+
+/** Whether the page is on its way to the login. */
+export const session = { over: false };
+
+/** The server said no: the same again gets the same answer. */
 export class Refused extends Error {}
+
+/** Nothing was heard of the server, or that it cannot answer now: later it may. */
+export class Unreachable extends Refused {}
+
+const PATIENCE = 20_000; // ms; a network that swallows everything would be waited for endlessly
+const LATER = [401, 408, 429]; // as good as no answer, and so is 500 and above
 
 async function ask(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, signal: AbortSignal.timeout(PATIENCE) });
   } catch {
-    throw new Refused("The server cannot be reached: nothing was saved, try again.");
+    throw new Unreachable("the server cannot be reached");
   }
   if (response.status === 401) {
+    session.over = true;
     location.assign("/login");
   }
   if (!response.ok) {
-    const told = await response.json().catch(() => ({ error: `The server failed (${response.status}).` }));
-    throw new Refused(told.error);
+    const told = await response.json().catch(() => ({ error: `the server failed (${response.status})` }));
+    throw new (response.status >= 500 || LATER.includes(response.status) ? Unreachable : Refused)(told.error);
   }
   return response;
 }
@@ -25,10 +38,18 @@ export async function get(path) {
   return (await ask(path)).json();
 }
 
-export async function post(path, body = undefined) {
-  const headers = { "X-CSRF": csrf, "Content-Type": "application/json" };
-  const response = await ask(path, { method: "POST", headers, body: body && JSON.stringify(body) });
+/** keepalive: it goes on when the page is left. */
+export async function post(path, body = undefined, keepalive = false) {
+  const headers = { "X-CSRF": meta("csrf"), "Content-Type": "application/json" };
+  const response = await ask(path, { method: "POST", headers, keepalive, body: body && JSON.stringify(body) });
   return response.status === 204 ? null : response.json();
+}
+
+/** An image in all its bits: {numbers: Uint16Array, width_px, height_px, and what they mean}. */
+export async function depth(path) {
+  const response = await ask(path);
+  const meaning = JSON.parse(response.headers.get("X-Depth"));
+  return { ...meaning, numbers: new Uint16Array(await response.arrayBuffer()) }; // little-endian, as all browsers are
 }
 
 /** An image, decoded. */

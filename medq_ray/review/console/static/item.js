@@ -3,6 +3,7 @@
 import { byId, element } from "./dom.js";
 import { marked, named } from "./edit.js";
 
+const MODALITIES = { ct: "CT", mri: "MRI" };
 const number = (value, digits) => (value === null ? null : value.toFixed(digits));
 const ROUTES = { cold_start: "first turn: all are read", expert: "models disagree or are unsure" };
 const STRATEGIES = { failure_driven: "looks like a failure", random: "drawn at random" };
@@ -32,19 +33,27 @@ function showList(id, rows, parts) {
   byId(id).querySelector("ul").replaceChildren(...rows.map((row) => element("li", {}, parts(row))));
 }
 
+const size = (one) => [
+  one.width && `${one.width} × ${one.height} pixels`, `${one.bits} bits`,
+  one.spacing && `${one.spacing.map((mm) => Number(mm.toFixed(3))).join(" × ")} mm`,
+].filter(Boolean).join(", ");
+
+/** The same of one or two images, once where they are alike. */
+const both = (about, text) => [...new Set(about.map(text))].filter(Boolean).join(" / ");
+
 export function showContext(item) {
   const { facts, failures } = item;
   const why = STRATEGIES[facts.strategy] ?? facts.strategy;
   const likeness = facts.similarity === null ? "" : `, similarity ${number(facts.similarity, 2)}`;
+  const unsure = [["entropy", number(facts.entropy, 3)], ["agreement", number(facts.agreement, 2)]];
   const rows = {
-    Modality: facts.modality,
-    Question: item.question.kind.replace("_", "/"),
+    Image: [MODALITIES[facts.modality] ?? facts.modality, both(item.about, size)].filter(Boolean).join(", "),
+    Source: both(item.about, (one) => one.source && `${one.source} (licence: ${one.licence})`),
     Capability: facts.capability.replace(/^\w+:/, "").replaceAll("_", " "),
     "Why selected": why + (facts.prototype === null ? "" : ` (prototype ${facts.prototype}${likeness})`),
     Route: facts.audit ? "audit: a label nobody would have read" : (ROUTES[facts.route] ?? facts.route),
-    Entropy: number(facts.entropy, 3),
-    Agreement: number(facts.agreement, 2),
-    Item: `${item.item_id}`,
+    Models: unsure.filter(([, value]) => value).map((pair) => pair.join(" ")).join(", "),
+    Item: `${item.item_id}, ${item.question.kind.replace("_", "/")}`,
   };
   byId("facts").replaceChildren(
     ...Object.entries(rows).filter(([, value]) => value).flatMap(([name, value]) =>

@@ -1,10 +1,11 @@
 // The reading page: what is on the screen, and what keys and buttons do with it.
 
-import { get, post, Refused } from "./api.js";
-import { byId } from "./dom.js";
+import { get, post, Refused, Unreachable } from "./api.js";
+import { byId, element } from "./dom.js";
 import { editForm, reasonForm } from "./edit.js";
 import { showContext, showItem } from "./item.js";
 import * as memory from "./memory.js";
+import { Outbox } from "./outbox.js";
 import { Queue } from "./queue.js";
 import { ActiveTime } from "./time.js";
 import { PRESETS, Viewer } from "./viewer.js";
@@ -14,9 +15,11 @@ const LOOK_AGAIN = 30_000; // when nothing is left: others may give items back
 const STEP = 40; // CSS pixels or greys that an arrow key moves by
 const DONE = { accept: "Accepted", edit: "Edited", reject: "Rejected", skip: "Skipped", flag: "Flagged" };
 
-const queue = new Queue();
+const outbox = new Outbox({ stored, refused, changed });
+const queue = new Queue(() => outbox.settled(), (item) => (document.body.dataset.ahead = item.item_id));
 const clock = new ActiveTime();
-const viewer = new Viewer(byId("panes"), (line) => (byId("view").textContent = line));
+const viewer = new Viewer(
+  byId("panes"), (line) => (byId("view").textContent = line), (line) => (byId("point").textContent = line));
 let busy = false;
 let sheet = null; // the open form
 let progressTurn = 0;
@@ -39,7 +42,7 @@ async function alone(act) {
     if (!(error instanceof Refused)) {
       throw error;
     }
-    say(error.message, "bad");
+    say(error instanceof Unreachable ? `Not now: ${error.message}.` : error.message, "bad");
   } finally {
     busy = false;
     document.body.classList.remove("busy");
@@ -52,16 +55,18 @@ function keepTime() {
   }
 }
 
-async function show(entry) {
+const NOTHING = "Nothing is left for you now. This page looks again every half minute.";
+
+/** Show an item, or a line in its place. Keys do nothing until its images are on the screen. */
+async function show(entry, otherwise = NOTHING) {
   close();
   byId("actions").querySelectorAll("button:not(#undo)").forEach((button) => (button.disabled = !entry));
   byId("card").hidden = !entry;
-  byId("presets").hidden = entry?.item.question.modality !== "ct";
+  byId("presets").hidden = true;
   document.body.dataset.shown = "";
-  showProgress();
   if (!entry) {
     clock.stop();
-    viewer.tell("Nothing is left for you now. This page looks again every half minute.");
+    viewer.tell(otherwise);
     return;
   }
   const { item, pictures } = entry;
@@ -73,8 +78,12 @@ async function show(entry) {
   if (document.hidden) {
     clock.stop();
   }
+  if (!entry.ready) {
+    viewer.tell("The image is on its way."); // never the last one beside this question
+  }
   try {
     viewer.show(await pictures, item.question.text);
+    byId("presets").hidden = !viewer.hounsfield;
     byId("accept").disabled = !item.fields && item.choice === null; // not in a form that could be trained on
   } catch (error) {
     const why = error instanceof Refused ? error.message : "the image cannot be decoded";
@@ -82,6 +91,19 @@ async function show(entry) {
     ["accept", "edit", "reject"].forEach((id) => (byId(id).disabled = true));
   }
   document.body.dataset.shown = item.item_id;
+  queue.prefetch();
+}
+
+/** Show the item that `next` fetches, by default the one after this. */
+async function advance(next = () => queue.advance()) {
+  try {
+    await show(await next());
+  } catch (error) {
+    if (!(error instanceof Refused)) {
+      throw error;
+    }
+    await show(null, `There is no next item: ${error.message}. This page goes on by itself when it can.`);
+  }
 }
 
 async function showProgress() {
@@ -102,24 +124,67 @@ async function showProgress() {
   byId("pace").textContent = pace ? `${Math.round(pace.perHour)} an hour · median ${pace.median.toFixed(1)} s` : "";
 }
 
-/** Send what was decided about the current item and go on to the next. */
-function give(action, path, body) {
+/** Give a verdict, skip or flag and go on at once; inWords: only the server can tell whether training could read it, so
+ *  its answer is waited for and the form stays open if it says no. */
+function give(action, path, body, inWords = false) {
   return alone(async () => {
-    const { token } = queue.current.item;
+    const { token, item_id, taken_at } = queue.current.item;
     clock.input();
     const { seconds } = clock;
-    const given = await post(`/api/leases/${token}/${path}`, { seconds, ...body });
-    memory.forget(token);
-    if (given.counts) {
-      memory.add(action, seconds);
-    }
-    const late = `It is kept, but does not count: ${given.why}.`;
-    say(given.counts ? `${DONE[action]}. U takes it back.` : late, given.counts ? "good" : "bad");
-    await show(await queue.advance());
+    const entry = { token, item_id, action, path: `/api/leases/${token}/${path}`, body: { seconds, taken_at, ...body } };
+    await (inWords ? outbox.ask(entry) : outbox.put(entry));
+    say(`${DONE[action]}. U takes it back.`, "good");
+    await advance();
   });
 }
 
 const verdict = (action, more = {}) => give(action, "verdict", { action, ...more });
+
+function stored({ token, item_id, action, body }, given) {
+  memory.forget(token);
+  if (given.counts) {
+    memory.add(action, body.seconds);
+  } else {
+    notice(`Item ${item_id}: what you gave is kept, but does not count: ${given.why}.`);
+  }
+  showProgress();
+  queue.prefetch();
+}
+
+function refused({ item_id, action }, error) {
+  const back = element("button", { type: "button", click: () => backTo(item_id) }, `Back to item ${item_id}`);
+  notice(`Item ${item_id} was not ${DONE[action].toLowerCase()}: ${error.message}.`, back);
+}
+
+/** What waits to be stored, and why. */
+function changed(count, error) {
+  document.body.dataset.unsent = count;
+  if (count && !error) {
+    return; // mostly for a moment only
+  }
+  const many = count === 1 ? "1 item is" : `${count} items are`;
+  byId("unsent").textContent = count ? `${many} kept here and not stored yet: ${error.message}. Trying again.` : "";
+  if (!count) {
+    lookIfIdle();
+  }
+}
+
+/** Something that stays until it is read. */
+function notice(line, ...buttons) {
+  const close = element("button", { type: "button", class: "quiet", click: () => row.remove() }, "Close");
+  const row = element("li", {}, element("p", {}, line), buttons, close);
+  byId("notices").append(row);
+}
+
+function backTo(item_id) {
+  return alone(async () => {
+    keepTime();
+    await advance(() => queue.restart());
+    if (queue.current?.item.item_id !== item_id) {
+      say(`Item ${item_id} is not in your hands any more.`, "bad");
+    }
+  });
+}
 
 function open(made) {
   close();
@@ -142,7 +207,7 @@ function edit() {
   const { item } = queue.current;
   const changed = (draft) => memory.remember(item.token, { draft });
   open(editForm(item, memory.recall(item.token).draft, {
-    changed, save: (after) => verdict("edit", { after }), cancel: close,
+    changed, save: (after) => give("edit", "verdict", { action: "edit", after }, Boolean(item.fields)), cancel: close,
   }));
 }
 
@@ -167,14 +232,14 @@ function undo() {
     say(entry ? "Taken back: this is the item again." : "Taken back; colleagues have the item now.", "good");
     if (entry) {
       await show(entry);
-    } else {
-      showProgress();
     }
+    showProgress();
   });
 }
 
 function leave() {
   return alone(async () => {
+    await outbox.settled();
     await queue.release();
     await post("/logout");
     sessionStorage.clear();
@@ -184,12 +249,10 @@ function leave() {
 
 function lookAgain() {
   return alone(async () => {
-    const entry = await queue.advance();
-    if (entry) {
-      await show(entry);
+    await advance();
+    showProgress();
+    if (queue.current) {
       say("There is something to read again.", "good");
-    } else {
-      showProgress();
     }
   });
 }
@@ -225,7 +288,7 @@ function pressed(event) {
     return;
   }
   const preset = !byId("presets").hidden && PRESETS[Number(event.key) - 1];
-  if (event.key in LEVELS) {
+  if (event.key in LEVELS && event.target.id !== "scroll") {
     event.preventDefault();
     if (event.shiftKey) {
       viewer.level(...LEVELS[event.key]);
@@ -243,9 +306,12 @@ function pressed(event) {
 for (const [id, act] of Object.entries(ACTIONS)) {
   byId(id).addEventListener("click", act);
 }
-for (const [n, button] of byId("presets").querySelectorAll("button").entries()) {
-  button.addEventListener("click", () => viewer.window(PRESETS[n]));
-}
+byId("presets").append(...PRESETS.map((preset, n) => {
+  const title = `Level ${preset.center}, window ${preset.width} HU`;
+  const key = `${n + 1}`;
+  return element("button", { type: "button", title, "aria-keyshortcuts": key, click: () => viewer.window(preset) },
+    `${preset.name} `, element("kbd", {}, key));
+}));
 document.addEventListener("keydown", pressed);
 for (const kind of ["keydown", "pointerdown", "pointermove", "wheel"]) {
   document.addEventListener(kind, () => clock.input(), { capture: true, passive: true });
@@ -258,11 +324,17 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 addEventListener("pagehide", keepTime);
-setInterval(() => queue.current || busy || lookAgain(), LOOK_AGAIN);
+const lookIfIdle = () => queue.current || busy || lookAgain();
+setInterval(lookIfIdle, LOOK_AGAIN);
+addEventListener("online", lookIfIdle);
 setInterval(async () => {
   if (queue.current && !busy && !clock.idle && !(await queue.renew().catch(() => true))) {
     say("Your time with this item was over and a colleague has it; a verdict would not count.", "bad");
   }
 }, RENEW);
 
-alone(async () => show(await queue.advance()));
+alone(async () => {
+  await outbox.open().catch(() => notice("This browser keeps nothing: stay on the page while something is not stored."));
+  showProgress();
+  await advance();
+});

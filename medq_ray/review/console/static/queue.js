@@ -1,49 +1,79 @@
 // The items in this page's hands: the one on the screen, and the next, whose images are decoded before it is needed.
 
-import { picture, post } from "./api.js";
+import { depth, picture, post } from "./api.js";
 
-/** {item, pictures: promise of its decoded images} */
+/** An image as the model saw it, and in all its bits where there are more: {picture, depth}. */
+async function image(item, n) {
+  const path = `/api/items/${item.item_id}`;
+  const deep = item.about[n]?.deep;
+  const both = [picture(`${path}/images/${n}`), deep ? depth(`${path}/depth/${n}`).catch(() => null) : null];
+  const [shown, all] = await Promise.all(both);
+  return { picture: shown, depth: all };
+}
+
+/** {item, pictures: promise of its decoded images, ready: whether they are there} */
 function held(item) {
-  const paths = Array.from({ length: item.images }, (_, n) => `/api/items/${item.item_id}/images/${n}`);
-  const pictures = Promise.all(paths.map(picture));
-  pictures.catch(() => {}); // whoever shows them is told; until then nobody needs to be
-  return { item, pictures };
+  const all = Array.from({ length: item.images }, (_, n) => image(item, n));
+  const entry = { item, pictures: Promise.all(all), ready: false };
+  entry.pictures.then(() => (entry.ready = true), () => {}); // whoever shows them is told what is wrong
+  return entry;
 }
 
 export class Queue {
   current = null;
   #ahead = [];
-  #coming = Promise.resolve();
+  #coming = null; // the prefetch under way
+  #settled;
+  #arrived;
 
-  /** The item after the current one, which is settled; null when nothing is left. */
+  /** settled: ends when what was given is stored, since nobody may hold three items; raises where that cannot be.
+   *  arrived: is given each item that is at hand now, with its images. */
+  constructor(settled, arrived) {
+    this.#settled = settled;
+    this.#arrived = arrived;
+  }
+
+  /** The item after the current one, at once where it is at hand; null when nothing is left. */
   async advance() {
     this.current = null;
+    if (!this.#ahead.length) {
+      await this.#coming;
+    }
+    this.current = this.#ahead.shift() ?? (await this.#next("/api/next"));
+    return this.current;
+  }
+
+  /** The oldest item that this reviewer holds, as after a reload. */
+  async restart() {
     await this.#coming;
-    let next = this.#ahead.shift();
-    if (!next) {
-      const item = await post("/api/next");
-      next = item && held(item);
-    }
-    this.current = next;
-    if (next && !this.#ahead.length) {
-      this.#coming = this.#prefetch(next.item.token);
-    }
-    return next;
+    this.#ahead = [];
+    return this.advance();
   }
 
-  async #prefetch(token) {
-    try {
-      const item = await post(`/api/next?after=${token}`);
-      if (item) {
-        this.#ahead.push(held(item));
-      }
-    } catch {
-      // `advance` asks again, and reports what is wrong
+  /** Fetch what comes after the current item, unless it is at hand or on its way. */
+  prefetch() {
+    if (this.current && !this.#ahead.length && !this.#coming) {
+      this.#coming = this.#next(`/api/next?after=${this.current.item.token}`)
+        .then((entry) => entry && this.#keep(entry), () => {}) // `advance` asks again, and says what is wrong
+        .finally(() => (this.#coming = null));
     }
   }
 
-  /** The item of the last verdict, before what is on the screen now; null when colleagues have it. */
+  #keep(entry) {
+    this.#ahead.push(entry);
+    entry.pictures.then(() => this.#arrived(entry.item), () => {});
+  }
+
+  async #next(path) {
+    await this.#settled();
+    const item = await post(path);
+    return item && held(item);
+  }
+
+  /** The item that was given last, before what is on the screen now; null when colleagues have it. */
   async undo() {
+    await this.#settled();
+    await this.#coming;
     const item = await post("/api/undo");
     if (item === null) {
       return null;
