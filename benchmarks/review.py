@@ -7,7 +7,7 @@ image (512 pixels, PNG), progress, verdict. A tenth of the items is read by two.
 machine's cores, and the time of an answer is taken at the client. paced: 1 to 3 s for an item, fifteen times as fast as
 the paper's experts; flat: no pause at all; killed: no pause, and kill -9 of the server halfway, after which it is
 started again; large: one reviewer at 10,000 waiting items. Every run ends with a check that no item was in two
-hands and that exactly the acknowledged verdicts are stored. About six minutes on two cores.
+hands and that exactly the acknowledged verdicts are stored.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def quantiles(seen: Seen, what: str) -> str:
 
 
 def large(address: str, pictures: dict) -> list[dict]:
-    """What the first page of one reviewer waits for, and the statistics, at LARGE items of which a third is done."""
+    """What the first page of a reviewer waits for, and the statistics, at LARGE waiting items; medians of LOOKS."""
     tokens = stock(address, LARGE, pictures)
     with Server(address) as server:
         seen = asyncio.run(looks(server.url, tokens))

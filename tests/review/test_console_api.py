@@ -333,6 +333,14 @@ def test_bad_input_is_one_line(room, body, complaint):
     assert complaint in error(ann.post(f"/api/leases/{token}/verdict", json=body), 400)
 
 
+def test_a_stranger_is_not_told_what_was_wrong(room):
+    assert error(room.client().post("/api/leases/x/verdict", json={}), 401) == "log in first"
+    browser, _ = room.page("ann")
+    assert "load it again" in error(browser.post("/api/leases/x/verdict", json={}), 403)
+    error(room.client("ann").post("/api/leases/x/verdict", json={}), 400)
+    assert [row["reviewer"] for row in room.logged("refused")] == ["", "ann", "ann"]
+
+
 @pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff\xfe", b'{"action":"accept","seconds":NaN}',
                                  b'{"action":"reject","seconds":1,"reason":"\\ud800"}', b"[" * 30_000])  # fmt: skip
 def test_bytes_that_are_no_verdict_are_refused(room, raw):

@@ -57,6 +57,13 @@ def console(store: Store, settings: Review, now: Callable[[], float] = time.time
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> Response:
+        if request.url.path.startswith("/api/"):  # who it is comes first: a stranger is not told what was wrong
+            try:
+                access.reviewer(request)
+            except AnyHTTPException as refusal:
+                return told(request, refusal)
+            except ConnectionError:
+                return away()
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         return refused(request, 400, f"{where}: {first['msg']}" if where else first["msg"])
@@ -76,7 +83,7 @@ def console(store: Store, settings: Review, now: Callable[[], float] = time.time
     @app.exception_handler(500)
     def failed(request: Request, error: Exception) -> Response:
         """What was wrong goes to the server's log, not to a stranger."""
-        return JSONResponse({"error": "the server failed: nothing was saved; its log says why"}, 500)
+        return JSONResponse({"error": "the server failed; its log says why"}, 500)
 
     app.include_router(routes(queue, access))
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")

@@ -218,7 +218,8 @@ function ask(action) {
 
 /** Ask any colleague, or one by name; of an adjudication leads only. */
 function flag() {
-  const able = ({ role }) => queue.current.item.stage === "read" || role !== "reviewer";
+  const { stage } = queue.current.item;
+  const able = ({ role }) => stage === "read" || role !== "reviewer";
   const names = get("/api/colleagues").then((all) => all.filter(able).map(({ name }) => name), () => []);
   open(reasonForm("flag", (reason, colleague) => give("flag", "flag", { reason, colleague }), close, names));
 }
