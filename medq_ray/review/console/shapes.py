@@ -179,7 +179,8 @@ def item_of(lease: Lease) -> Item:
     simulated = annotation["labelled_by"] == "oracle" and bool(annotation["oracle_simulated"])
     return Item(
         token=lease.token, item_id=lease.item_id, stage=lease.stage, taken_at=lease.taken_at, until=lease.until,
-        images=len(lease.payload["images"]), about=lease.payload.get("about", []), before=lease.before, choice=None if letter is None else ord(letter) - 65,
+        images=len(lease.payload["images"]), about=lease.payload.get("about", []),
+        before=lease.before, choice=None if letter is None else ord(letter) - 65,
         question=Question(**{name: question[name] for name in Question.model_fields}),
         fields=fields_of(question["modality"], lease.before) if described else None,
         facts=Facts(modality=question["modality"], prototype=why["prototype_id"], simulated=simulated, **facts),
