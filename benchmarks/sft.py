@@ -3,7 +3,7 @@
     python -m benchmarks.sft [--json FILE]
     python -m benchmarks.sft --gpu [--tokens 8192] [--json FILE]
 
-On a CPU: the embedded model, whose processor cuts images into up to six tiles as a real InternVL's does, so that samples
+On a CPU: the embedded model, whose processor cuts images into up to six tiles as a real InternVL does, so that samples
 have 40 to 290 tokens; the same samples in the same batches, the same schedule, both in float32 on all cores. Rates are
 of stepping, without the first steps; the peer's is the better of two, with its data loader in the training process (its
 default) and in a process beside it.

@@ -41,7 +41,8 @@ class Engine(Section):
     """An OpenAI-compatible endpoint to use as the model under training instead of serving its checkpoints. It must
     serve the checkpoint after N fine-tunings under the name 'iteration-N'; its key comes from ENGINE_API_KEY."""
     checkpoint: str = "embedded"
-    """Base model M_theta: 'embedded' (shipped with the package) or a Hugging Face checkpoint folder."""
+    """Base model M_theta: 'embedded' (shipped with the package), a Hugging Face checkpoint folder, or
+    'hf-hub:ORG/NAME', which is fetched from the hub once."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where vLLM runs; 'auto' takes a GPU if Ray sees one."""
     max_model_len: int = Field(512, ge=64)

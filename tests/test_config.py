@@ -82,6 +82,20 @@ def test_settings_survive_yaml(tmp_path):
         assert chosen.recipe == name and chosen.seed == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "checkpoint"),
+    [("internvl3_8b", "OpenGVLab/InternVL3-8B-hf"), ("qwen2_5_vl_7b", "Qwen/Qwen2.5-VL-7B-Instruct")],
+)
+def test_the_papers_recipes_are_what_section_3_1_says(name, checkpoint):
+    chosen = recipes.build(name)
+    assert chosen.engine.checkpoint == f"hf-hub:{checkpoint}"
+    assert "BiomedCLIP" in chosen.encoder.name and chosen.explore.tau_sim == 0.75
+    assert (chosen.evaluate.runs, chosen.evaluate.gamma, chosen.explore.budget) == (5, 0.6, 2000)
+    assert (chosen.evolve.learning_rate, chosen.evolve.epochs, chosen.evolve.workers) == (2e-5, 3, 8)
+    assert chosen.oracle.model == "gpt-4o" and chosen.oracle.base_url and chosen.review.reviewer == "people"
+    assert chosen.loop.max_iterations * chosen.explore.budget == 10_000
+
+
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(ValueError, match="unknown recipe 'dmo'; there are: demo"):
         recipes.build("dmo")

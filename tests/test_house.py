@@ -14,7 +14,7 @@ FLOORS = {
     "synthetic": 2, "model": 2,
     "pool": 3, "models": 3, "judging": 3, "labels": 3, "promotion": 3,
     "evaluate": 4, "explore": 4, "annotate": 4, "review": 4, "evolve": 4,
-    "report": 5, "loop": 5,
+    "report": 5, "loop": 5, "plan": 5,
     "experiments": 6,
     "cli": 7, "serve_apps": 7,
     "jobs": 8,  # each calls one command
@@ -25,7 +25,7 @@ HOMES = {
     "open_clip": {"medq_ray/model/encoder.py", "medq_ray/model/assets/train_encoder.py"},
     "faiss": {"medq_ray/pool/search.py"},
     "openai": {"medq_ray/model/chat.py"},
-    "sqlalchemy": {"medq_ray/review/store.py"},
+    "sqlalchemy": {"medq_ray/review/store.py", "medq_ray/review/tables.py"},
 }
 
 

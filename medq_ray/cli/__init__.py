@@ -10,6 +10,7 @@ from medq_ray.cli.annotating import annotate
 from medq_ray.cli.evolving import export
 from medq_ray.cli.exploring import calibrate, explore
 from medq_ray.cli.options import RUN_DIR, SET, UserError, resumable
+from medq_ray.cli.planning import plan
 from medq_ray.cli.pooling import ingest, pool
 from medq_ray.cli.reviewing import review
 from medq_ray.cli.serving import serve
@@ -183,6 +184,7 @@ main.add_command(explore)
 main.add_command(calibrate)
 main.add_command(annotate)
 main.add_command(export)
+main.add_command(plan)
 
 
 @main.group()

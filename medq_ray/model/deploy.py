@@ -27,19 +27,44 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.llm import LLMConfig
 
+HUB = "hf-hub:"
+CHECKPOINT_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model"]
+"""Of a hub repository: not its pictures, nor the same weights in another format."""
 POLL = 0.25
 """Seconds between two looks at an engine that starts."""
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: 'embedded' is the one shipped with the package.
+    """The folder of a checkpoint: 'embedded' is the one shipped with the package, 'hf-hub:ORG/NAME' one of the Hugging
+    Face hub, which is asked for it unless HF_HUB_OFFLINE=1 is set; what it has sent before is not sent again.
 
-    Raises ValueError when the folder is no Hugging Face checkpoint.
+    Raises ValueError when the folder is no Hugging Face checkpoint or the hub does not give one.
     """
-    folder = embedded_checkpoint() if name == "embedded" else Path(name)
+    if name.startswith(HUB):
+        folder = fetch_checkpoint(name.removeprefix(HUB))
+    else:
+        folder = embedded_checkpoint() if name == "embedded" else Path(name)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint")
+        hint = f"the folder of a Hugging Face checkpoint, or {HUB}ORG/NAME for one of the hub"
+        raise ValueError(f"{folder} has no config.json: give {hint}")
     return folder
+
+
+def fetch_checkpoint(repository: str) -> Path:
+    """The folder in the local cache with all files of a hub repository that a checkpoint needs, fetched where they are
+    missing. Raises ValueError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=CHECKPOINT_FILES))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"checkpoint {HUB}{repository} is not all in the cache, and the hub cannot be reached: run this once where "
+            "it can, or name the folder of a copy"
+        ) from error
+    except (OSError, HFValidationError) as error:  # HTTP errors are OSErrors here
+        raise ValueError(f"checkpoint {HUB}{repository} cannot be fetched: {str(error).splitlines()[0]}") from error
 
 
 def resolve_device(device: str) -> str:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from medq_ray.config import Review
 from medq_ray.labels import readable
 from medq_ray.review.labels import meaning
-from medq_ray.review.store import VERDICTS, Store, Transaction
+from medq_ray.review.store import Store, Transaction
+from medq_ray.review.tables import VERDICTS
 
 LEADS = ("lead", "admin")
 """Roles that adjudicate, and may look at any item."""
@@ -47,7 +48,7 @@ class Lease:
     before: str
     """The label put forward."""
     notes: list[dict] = field(default_factory=list)
-    """{reviewer, reason} of colleagues who flagged it."""
+    """{reviewer, colleague: whom they ask, or None, reason} of colleagues who flagged it."""
     reads: list[dict] = field(default_factory=list)
     """When adjudicating {reviewer, action, after, reason} of the reads that disagree; else nothing: reads are blind."""
 
@@ -123,19 +124,32 @@ class Queue:
         """Leave the item of a lease to others, for a reason; it comes back only when nothing else is left."""
         return self._give(reviewer, token, "skip", seconds, "", _text("reason", reason))
 
-    def flag(self, reviewer: str, token: int, reason: str, *, seconds: float) -> Given:
-        """Ask for a colleague's opinion: the item goes to the front of the queue, with the reason as a note, and comes
-        back to this reviewer only if they are a lead and nothing else is left."""
-        return self._give(reviewer, token, "flag", seconds, "", _text("reason", reason))
+    def flag(
+        self, reviewer: str, token: int, reason: str, *, seconds: float, colleague: str | None = None
+    ) -> Given:
+        """Ask for a colleague's opinion, this one's or anybody's: the item goes to the front of the queue, with the
+        reason as a note, and comes back to this reviewer only if they are a lead and nothing else is left.
+
+        Who is named is given it before all else, and nobody else is until they have dealt with it or are dismissed, but
+        a lead for whom nothing else is left. Raises ValueError for who may not review it, or has read it.
+        """
+        return self._give(reviewer, token, "flag", seconds, "", _text("reason", reason), colleague)
+
+    def colleagues(self, reviewer: str) -> list[dict]:
+        """{name, role} of all others who may review."""
+        with self.store.reading() as transaction:
+            return [{key: person[key] for key in ("name", "role")} for person in transaction.reviewers()
+                    if person["active"] and person["name"] != reviewer]  # fmt: skip
 
     def undo(self, reviewer: str) -> Lease | None:
-        """Take one's last verdict, skip or flag back, and have its item again; None when colleagues have it.
+        """Take one's last verdict, skip or flag back, and have its item again; None when colleagues have it, or one
+        was asked about it since.
 
         Raises ValueError when there is nothing to undo, a lead has taken the item up, or the iteration is closed.
         """
         now = self.now()
         with self.store.writing(alone=True) as transaction:  # so that no iteration closes meanwhile
-            _acting(transaction, reviewer)
+            person = _acting(transaction, reviewer)
             last = transaction.last_event(reviewer)
             if last is None:
                 raise ValueError(f"{reviewer} has nothing to undo")
@@ -153,12 +167,13 @@ class Queue:
                     raise ValueError(f"item {item_id}: a lead has taken it up; tell them")
             row = {"item_id": item_id, "reviewer": reviewer, "token": None, "stage": last["stage"], "action": "undo",
                    "reason": "", "before": last["after"], "after": "", "meaning": "", "seconds": 0.0, "at": now,
-                   "late": False, "undoes": last["event_id"]}  # fmt: skip
+                   "late": False, "undoes": last["event_id"], "colleague": None}  # fmt: skip
             event_id = transaction.add_event(row)
             transaction.settle(item_id)
             transaction.log(now, reviewer, "undo", item_id, f"event {event_id} undoes {last['event_id']}")
             place = transaction.place(item_id)
-            if taken or place["stage"] != last["stage"]:  # others have read on after a skip
+            kept = place["colleague"] not in (None, reviewer) and person["role"] not in LEADS
+            if taken or kept or place["stage"] != last["stage"]:  # others have read on after a skip
                 return None
             return self._take(transaction, reviewer, place, now)
 
@@ -166,13 +181,15 @@ class Queue:
         """Iteration -> how many items are {unread, second (one of two reads is there), adjudicate, done}, and how many
         of the first three somebody holds {held}."""
         with self.store.reading() as transaction:
-            rows, known = transaction.left(self.now()), transaction.iterations()
+            rows, known = transaction.left(), transaction.iterations()
+            held = transaction.held_now(self.now())
         names = ("unread", "second", "adjudicate", "done", "held")
         found = {row["iteration"]: dict.fromkeys(names, 0) for row in known}
         for row in rows:
-            name = row["stage"] if row["stage"] != "read" else "second" if row["begun"] else "unread"
+            name = row["stage"] if row["stage"] != "read" else "second" if row["given"] else "unread"
             found[row["iteration"]][name] += row["items"]
-            found[row["iteration"]]["held"] += row["held"]
+        for row in held:
+            found[row["iteration"]]["held"] = row["held"]
         return found
 
     def may_see(self, reviewer: str, item_id: int) -> bool:
@@ -183,16 +200,18 @@ class Queue:
             return known and (person["role"] in LEADS or transaction.has_held(reviewer, item_id))
 
     def _choose(self, transaction: Transaction, person: dict, now: float) -> dict | None:
-        """The first that there is of: adjudications, the patient whom they saw last, one whom nobody else sees, any,
-        and what they skipped."""
+        """The first that there is of: what a colleague asks them about, adjudications, the patient whom they saw last,
+        one whom nobody else sees, any, and what they skipped."""
         lead = person["role"] in LEADS
         reads: list[dict] = [{}]
         if self.settings.patients_together:
             patient = transaction.last_patient(person["name"])
             reads = [{"patient": patient}] * (patient is not None) + [{"apart": True}, {}]
-        tries = [("read", wanted) for wanted in reads] + [("read", {"again": True, "lead": lead})]
+        asked, again = {"asked": True}, {"again": True, "lead": lead}
+        tries = [("read", wanted) for wanted in (*reads, again)]
         if lead:
-            tries = [("adjudicate", {}), *tries, ("adjudicate", {"again": True})]
+            tries = [("adjudicate", asked), ("adjudicate", {}), *tries, ("adjudicate", again)]
+        tries = [("read", asked), *tries]
         found = (transaction.next_place(person["name"], stage, now, **wanted) for stage, wanted in tries)
         return next((place for place in found if place is not None), None)
 
@@ -206,7 +225,10 @@ class Queue:
     def _end(self, now: float) -> float:
         return now + 60 * self.settings.lease_minutes
 
-    def _give(self, reviewer: str, token: int, action: str, seconds: float, after: str, reason: str) -> Given:
+    def _give(
+        self, reviewer: str, token: int, action: str, seconds: float, after: str, reason: str,
+        colleague: str | None = None,
+    ) -> Given:  # fmt: skip
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"seconds {seconds!r}: expected a number of 0 or more")
         if action not in ("accept", "edit") and not reason:
@@ -218,15 +240,19 @@ class Queue:
             after, meant = _label(item, action, after)
             row = {"item_id": item["item_id"], "reviewer": reviewer, "token": token, "stage": lease["stage"],
                    "action": action, "reason": reason, "before": item["before"], "after": after, "meaning": meant,
-                   "seconds": min(seconds, max(0.0, now - lease["taken_at"])), "at": now, "undoes": None}  # fmt: skip
+                   "seconds": min(seconds, max(0.0, now - lease["taken_at"])), "at": now, "undoes": None,
+                   "colleague": colleague}  # fmt: skip
             known = transaction.event_under(token)
-            if known and all(known[name] == row[name] for name in ("action", "reason", "after")):
+            if known and all(known[name] == row[name] for name in ("action", "reason", "after", "colleague")):
                 return Given(known["event_id"], True, "")
+            if colleague is not None:
+                _check_colleague(transaction, lease, colleague)
             why = _over(lease, place, now)
             row["event_id"] = transaction.add_event(row | {"late": bool(why)})
             if not why:
-                front = {"place": 0} if action == "flag" else {}
-                transaction.hold(item["item_id"], 0.0, **front)
+                transaction.hold(item["item_id"], 0.0)
+                if action == "flag":
+                    transaction.to_front(item["item_id"])
                 transaction.settle(item["item_id"])
             detail = f"event {row['event_id']} under lease {token}"
             transaction.log(now, reviewer, action, item["item_id"], f"{detail}, {why}" if why else detail)
@@ -251,6 +277,20 @@ def _own(transaction: Transaction, reviewer: str, token: int) -> tuple[dict, dic
     return lease, transaction.place(lease["item_id"])
 
 
+def _check_colleague(transaction: Transaction, lease: dict, name: str) -> None:
+    """Raises ValueError unless this colleague of the lease's holder can give an opinion on its item."""
+    person = transaction.reviewer(name)
+    if name == lease["reviewer"]:
+        raise ValueError("a flag asks a colleague, not oneself")
+    if person is None or not person["active"]:
+        raise ValueError(f"{name!r} is no reviewer here")
+    if lease["stage"] == "adjudicate" and person["role"] not in LEADS:
+        raise ValueError(f"{name} is no lead: leads adjudicate")
+    if lease["stage"] == "read" and any(event["counts"] and event["reviewer"] == name and event["action"] in VERDICTS
+                                        for event in transaction.events(lease["item_id"])):  # fmt: skip
+        raise ValueError(f"{name} has read this item already")
+
+
 def _last(lease: dict, place: dict) -> bool:
     """Whether nobody has had the item since, and it was not given back."""
     return place["token"] == lease["token"] and place["held_until"] > 0
@@ -269,7 +309,8 @@ def _shown(transaction: Transaction, lease: dict) -> Lease:
     """What the holder of a lease may see."""
     item = transaction.item(lease["item_id"])
     told = [event for event in transaction.events(lease["item_id"]) if event["counts"]]
-    notes = [{name: event[name] for name in ("reviewer", "reason")} for event in told if event["action"] == "flag"]
+    notes = [{name: event[name] for name in ("reviewer", "colleague", "reason")} for event in told
+             if event["action"] == "flag"]  # fmt: skip
     reads = [
         {name: event[name] for name in ("reviewer", "action", "after", "reason")}
         for event in told

@@ -50,6 +50,36 @@ def test_embedded_is_the_shipped_checkpoint(tmp_path):
     assert resolve_checkpoint(str(tmp_path)) == tmp_path
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_a_checkpoint_of_the_hub_that_is_not_here_is_one_line(hub_cache):
+    with pytest.raises(ValueError, match=r"^checkpoint hf-hub:org/model is not all in the cache.*copy$"):
+        resolve_checkpoint("hf-hub:org/model")
+    with pytest.raises(ValueError, match=r"^checkpoint hf-hub:a model cannot be fetched: .*'a model'\.$"):
+        resolve_checkpoint("hf-hub:a model")
+
+
+def test_a_checkpoint_of_the_hub_that_is_here_is_used_without_a_network(hub_cache):
+    stored = hub_cache / "models--org--model"
+    snapshot = stored / "snapshots" / "0123"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text("0123")
+    shutil.copytree(embedded_checkpoint(), snapshot)
+    assert resolve_checkpoint("hf-hub:org/model") == snapshot
+
+
+def test_a_missing_folder_is_never_asked_of_the_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    with pytest.raises(ValueError, match=r"org/model has no config\.json: give .* hf-hub:ORG/NAME"):
+        resolve_checkpoint("org/model")
+
+
 def test_an_endpoint_that_sees_passes_the_check(stub):
     asyncio.run(check_image_tokens(Endpoint(stub.url, "m")))
 

@@ -13,8 +13,9 @@ from medq_ray.config import Review
 from medq_ray.review.accounts import dismiss, new_token
 from medq_ray.review.console import console
 from medq_ray.review.console.access import COOKIE, PER_ADDRESS, PER_NAME, SESSION_SECONDS, WINDOW
-from medq_ray.review.console.guard import LARGEST_BODY
-from medq_ray.review.store import Store
+from medq_ray.review.console.guard import HEADERS, LARGEST_BODY
+from medq_ray.review.queue import Queue
+from medq_ray.review.store import Store, Transaction
 
 SCRIPT = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 PEOPLE = {"ann": "reviewer", "ben": "reviewer", "lea": "lead"}
@@ -64,7 +65,7 @@ def error(response, status: int) -> str:
     return response.json()["error"]
 
 
-READS = ("/api/me", "/api/progress", "/api/stats", "/api/items/1/images/0", "/api/items/1/failures/0")
+READS = ("/api/me", "/api/colleagues", "/api/progress", "/api/stats", "/api/items/1/images/0", "/api/items/1/failures/0")
 WRITES = ("/api/next", "/api/leases/1/renew", "/api/leases/1/release", "/api/undo", "/logout")
 
 
@@ -88,7 +89,8 @@ def test_the_whole_of_a_reading(address, pictures):
     assert ann.post(f"/api/leases/{token}/skip", json={"reason": "later", "seconds": 1}).json()["counts"]
     token = ann.post("/api/next").json()["token"]
     assert ann.post(f"/api/leases/{token}/flag", json={"reason": "odd", "seconds": 1}).json()["counts"]
-    assert room.client("ben").post("/api/next").json()["notes"] == [{"reviewer": "ann", "reason": "odd"}]
+    assert room.client("ben").post("/api/next").json()["notes"] == [
+        {"reviewer": "ann", "colleague": None, "reason": "odd"}]  # fmt: skip
     token = ann.post("/api/next").json()["token"]
     assert ann.post(f"/api/leases/{token}/renew").json() == {"until": room.clock() + 600}
     assert ann.post(f"/api/leases/{token}/release").status_code == 204
@@ -197,12 +199,29 @@ def test_a_forged_or_foreign_lease_is_refused_and_logged(room):
     token = ann.post("/api/next").json()["token"]
     body = {"action": "accept", "seconds": 1}
     for other in (ben, lea):
-        for number in (token, token + 1, 10**12, 0, -1):
+        for number in (token, token + 1, 10**12, 0, -1, -(10**30)):
             assert "is not" in error(other.post(f"/api/leases/{number}/verdict", json=body), 403)
     for verb in ("renew", "release"):
         error(ben.post(f"/api/leases/{token}/{verb}"), 403)
-    assert len(room.logged("refused")) == 12 and not room.logged("accept")
+    assert len(room.logged("refused")) == 14 and not room.logged("accept")
     assert ann.post(f"/api/leases/{token}/verdict", json=body).json()["counts"]
+
+
+def test_a_flag_may_name_a_colleague(room):
+    ann, ben, lea = (room.client(name) for name in ("ann", "ben", "lea"))
+    assert ann.get("/api/colleagues").json() == [{"name": "ben", "role": "reviewer"}, {"name": "lea", "role": "lead"}]
+    item = ann.post("/api/next").json()
+    path, body = f"/api/leases/{item['token']}/flag", {"reason": "look", "seconds": 1}
+    for name in ("ann", "eve", SCRIPT):
+        error(ann.post(path, json=body | {"colleague": name}), 400)
+    given = ann.post(path, json=body | {"colleague": "lea"}).json()
+    assert given["counts"] and given == ann.post(path, json=body | {"colleague": "lea"}).json()
+    assert ben.post("/api/next").json()["item_id"] != item["item_id"]
+    mine = lea.post("/api/next").json()
+    assert mine["item_id"] == item["item_id"]
+    assert mine["notes"] == [{"reviewer": "ann", "colleague": "lea", "reason": "look"}]
+    dismiss(room.store, "ben")
+    assert ann.get("/api/colleagues").json() == [{"name": "lea", "role": "lead"}]
 
 
 def test_a_late_verdict_is_kept_and_told(room):
@@ -227,17 +246,28 @@ def test_images_are_for_who_holds_or_held_them_and_leads(room):
     assert ann.get(f"/api/items/{item['item_id']}/images/0").status_code == 200
     seen = room.logged("image")
     assert [(row["reviewer"], row["item_id"]) for row in seen] == [("ann", 1), ("lea", 1), ("ann", 1)]
+    assert [row["reviewer"] for row in room.logged("refused")] == ["ben", "ben"]
 
 
 @pytest.mark.parametrize("path", [
     "/api/items/1/images/1", "/api/items/1/images/-1", "/api/items/1/failures/3", "/api/items/1/images/..%2f..%2fetc",
-    "/api/items/1/images/..%2f0", "/api/items/99999999999/images/0", "/api/items/1/images/99999999999999999999",
+    "/api/items/1/images/..%2f0", "/api/items/99999999999/images/0", "/api/items/-99999999999999999999/images/0", "/api/items/1/images/99999999999999999999",
     "/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/.%2e/guard.py",
 ])  # fmt: skip
 def test_no_path_leads_out(room, path):
     lea = room.client("lea")
     lea.post("/api/next")
     assert error(lea.get(path), lea.get(path).status_code) and lea.get(path).status_code in (400, 403, 404)
+
+
+@pytest.mark.parametrize("path", ["/static/..%2fapp.py", "/static/%2e%2e%2f%2e%2e%2fetc/passwd",
+                                  "/api/items/1/images/..%2f..%2fetc", "/..%2f..%2fetc%2fpasswd"])  # fmt: skip
+def test_who_climbs_is_in_the_log(room, path):
+    ann = room.client("ann")
+    ann.get(path)
+    (line,) = room.logged("refused")
+    assert line["detail"].startswith("404 GET /") and ".." in line["detail"] and "from testclient" in line["detail"]
+    assert ann.post("/api/next").status_code == 200
 
 
 def test_no_path_leaves(room, pictures):
@@ -339,6 +369,28 @@ def test_every_reply_has_strict_headers(room):
         assert all("src=" in script for script in re.findall(r"<script[^>]*>", text))
 
 
+def test_strict_headers_also_where_something_is_wrong(room, monkeypatch):
+    """Whatever the status, and no word about the inside where it is our fault."""
+    def broken(*_):
+        raise RuntimeError("secret /inside/path")
+
+    ann, large = room.client("ann"), b"x" * (LARGEST_BODY + 1)
+    replies = [ann.get("/nowhere"), ann.get("/static/nowhere"), ann.put("/api/me"), room.client().get("/api/me"),
+               ann.post("/api/leases/1/verdict", json={}), ann.post("/api/leases/7/renew"),
+               ann.post("/api/undo", content=large)]  # fmt: skip
+    monkeypatch.setattr(Queue, "left", broken)
+    monkeypatch.setattr(Transaction, "reviewers", broken)
+    replies += [ann.get("/api/progress"), ann.get("/api/stats"), ann.get("/stats")]
+    browser, _ = room.page("lea")
+    replies.append(browser.get("/stats"))
+    assert [reply.status_code for reply in replies] == [404, 404, 405, 401, 400, 403, 413, 500, 500, 303, 500]
+    for reply in replies:
+        assert HEADERS.items() <= dict(reply.headers).items() and reply.headers["cache-control"] in (
+            "no-store", "no-cache")  # fmt: skip
+        assert "secret" not in reply.text and "inside" not in reply.text and "Traceback" not in reply.text
+        assert reply.status_code == 303 or error(reply, reply.status_code)
+
+
 def test_a_reviewer_sees_their_own_numbers_and_a_lead_all(room):
     assert [row["name"] for row in room.client("ann").get("/api/stats").json()["reviewers"]] == ["ann"]
     assert len(room.client("lea").get("/api/stats").json()["reviewers"]) == 3
@@ -353,8 +405,12 @@ def test_reads_are_blind_and_shown_to_who_adjudicates(tmp_path, pictures):
         item = person.post("/api/next").json()
         assert item["stage"] == "read" and item["reads"] == []
         person.post(f"/api/leases/{item['token']}/verdict", json=body | {"seconds": 1})
+    assert [room.client(name).post("/api/next").json() for name in ("ann", "ben")] == [None, None]
     item = room.client("lea").post("/api/next").json()
     assert item["stage"] == "adjudicate"
+    for name in ("ann", "ben"):  # nor by the lead's lease
+        error(room.client(name).post(f"/api/leases/{item['token']}/verdict", json={"action": "accept", "seconds": 1}), 403)
+    assert [row["reviewer"] for row in room.logged("refused")] == ["ann", "ben"]
     assert [(read["reviewer"], read["action"], read["after"]) for read in item["reads"]] == [
         ("ann", "accept", "A"), ("ben", "edit", "B")]  # fmt: skip
     room.store.close()

@@ -334,6 +334,24 @@ def test_script_in_every_text_stays_text(desk, large, tmp_path):
     assert at.complaints() == []
 
 
+def test_a_colleague_is_asked_by_name(desk, pictures):
+    at = desk([piece(n, "how", "ct", pictures) for n in range(3)], {"ann": "reviewer", "ben": "reviewer", "lea": "lead"})
+    at.log_in("ann")
+    at.press("f")
+    whom = at.browser.find_element(By.CSS_SELECTOR, "select[aria-label='Whose opinion']")
+    WebDriverWait(at.browser, PATIENCE).until(lambda _: len(whom.find_elements(By.TAG_NAME, "option")) == 3)
+    at.press("c", "lea")
+    assert whom.get_attribute("value") == "lea"
+    at.browser.find_element(By.CSS_SELECTOR, "#sheet button.row").click()
+    assert at.await_item("1") == "2"
+    store = Store(at.store)
+    with store.reading() as transaction:
+        (event,) = transaction.events()
+        assert (event["action"], event["colleague"]) == ("flag", "lea")
+    store.close()
+    assert at.complaints() == []
+
+
 def test_time_counts_while_somebody_works(desk, large):
     at = desk([piece(0, "how", "ct", large)], {"ann": "reviewer"})
     at.log_in("ann")

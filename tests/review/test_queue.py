@@ -8,6 +8,7 @@ from medq_ray.review.accounts import dismiss
 
 ANN_BEN = {"ann": "reviewer", "ben": "reviewer"}
 TEAM = ANN_BEN | {"lea": "lead"}
+FOUR = TEAM | {"cy": "reviewer"}
 
 
 def events(queue) -> list[dict]:
@@ -218,7 +219,8 @@ def test_what_is_flagged_goes_to_a_colleague_first_of_all_with_its_note(stocked)
     assert lease.item_id == 2 and lease.notes == []
     queue.flag("ann", lease.token, "metal or motion?", seconds=1.0)
     other = queue.lease("ben")
-    assert other.item_id == 2 and other.notes == [{"reviewer": "ann", "reason": "metal or motion?"}]
+    assert other.item_id == 2 and other.notes == [
+        {"reviewer": "ann", "colleague": None, "reason": "metal or motion?"}]  # fmt: skip
     queue.flag("ben", other.token, "no idea either", seconds=1.0)
     for name in ("ann", "ben"):
         found = queue.lease(name)
@@ -229,6 +231,79 @@ def test_what_is_flagged_goes_to_a_colleague_first_of_all_with_its_note(stocked)
     flagged = queue.lease("lea")
     queue.flag("lea", flagged.token, "hard", seconds=1.0)
     assert queue.lease("lea").item_id == 2  # a lead is the last resort
+
+
+def test_a_named_colleague_is_given_it_first_and_nobody_else(stocked):
+    queue = stocked([item(n, patient="p") for n in (1, 2, 3)], FOUR, patients_together=True)
+    queue.flag("ann", queue.lease("ann").token, "yours?", seconds=1.0, colleague="cy")
+    others = [queue.lease(name) for name in ("ben", "ann")]
+    assert [lease.item_id for lease in others] == [2, 3]
+    lease = queue.lease("cy")
+    assert lease.item_id == 1 and lease.notes == [{"reviewer": "ann", "colleague": "cy", "reason": "yours?"}]
+    queue.skip("cy", lease.token, "no idea", seconds=1.0)  # which is an answer: now it is anybody's
+    queue.release("ben", others[0].token)
+    assert queue.lease("ben").item_id == 1
+
+
+def test_a_lead_gets_what_is_kept_for_another_when_nothing_else_is_left(stocked):
+    queue = stocked([item(1), item(2)], FOUR)
+    queue.flag("ann", queue.lease("ann").token, "yours?", seconds=1.0, colleague="ben")
+    first = queue.lease("lea")
+    assert first.item_id == 2 and queue.lease("cy") is None
+    second = queue.lease("lea", after=first.token)
+    assert second.item_id == 1 and queue.lease("ben") is None
+    assert queue.verdict("lea", second.token, "accept", seconds=1.0).counts
+    assert queue.left()[0]["done"] == 1
+
+
+def test_what_is_kept_for_who_is_dismissed_is_anybodys(stocked):
+    queue = stocked([item(1)], FOUR)
+    queue.flag("ann", queue.lease("ann").token, "yours?", seconds=1.0, colleague="ben")
+    assert queue.lease("cy") is None
+    dismiss(queue.store, "ben")
+    assert queue.lease("cy").item_id == 1
+
+
+def test_a_flag_taken_back_keeps_nothing_for_anybody(stocked):
+    queue = stocked([item(1)], FOUR)
+    queue.flag("ann", queue.lease("ann").token, "yours?", seconds=1.0, colleague="ben")
+    queue.release("ann", queue.undo("ann").token)
+    assert queue.lease("cy").item_id == 1
+
+
+def test_who_skipped_or_flagged_it_may_be_asked(stocked):
+    queue = stocked([item(1)], FOUR)
+    queue.skip("ben", queue.lease("ben").token, "later", seconds=1.0)
+    queue.flag("cy", queue.lease("cy").token, "odd", seconds=1.0)
+    queue.flag("ann", queue.lease("ann").token, "ben knows", seconds=1.0, colleague="ben")
+    queue.flag("ben", queue.lease("ben").token, "no, cy does", seconds=1.0, colleague="cy")
+    assert queue.lease("ann") is None and queue.lease("cy").item_id == 1
+
+
+def test_an_adjudication_may_be_kept_for_another_lead(stocked):
+    queue = stocked([item(1, reads=2)], FOUR | {"leo": "admin", "liv": "lead"})
+    queue.verdict("lea", queue.lease("lea").token, "accept", seconds=1.0)
+    queue.verdict("ben", queue.lease("ben").token, "edit", after="B", seconds=1.0)
+    token = queue.lease("liv").token
+    with pytest.raises(ValueError, match="ann is no lead: leads adjudicate"):
+        queue.flag("liv", token, "hard", seconds=1.0, colleague="ann")
+    queue.flag("liv", token, "hard", seconds=1.0, colleague="lea")  # though she has read it
+    assert queue.lease("lea").stage == "adjudicate"
+
+
+@pytest.mark.parametrize(("name", "complaint"), [
+    ("ann", "a flag asks a colleague, not oneself"), ("eve", "'eve' is no reviewer here"), ("", "'' is no reviewer here"),
+    ("cy", "'cy' is no reviewer here"), ("ben", "ben has read this item already"),
+])  # fmt: skip
+def test_a_flag_names_who_can_give_an_opinion(stocked, name, complaint):
+    queue = stocked([item(1, reads=2)], FOUR)
+    queue.verdict("ben", queue.lease("ben").token, "accept", seconds=1.0)
+    dismiss(queue.store, "cy")
+    token = queue.lease("ann").token
+    with pytest.raises(ValueError, match=complaint):
+        queue.flag("ann", token, "look", seconds=1.0, colleague=name)
+    with queue.store.reading() as transaction:
+        assert [event["action"] for event in transaction.events()] == ["accept"]
 
 
 def test_undo_gives_the_item_back(stocked):

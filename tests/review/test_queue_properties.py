@@ -22,6 +22,13 @@ class Model:
         """item -> token of its last lease."""
         self.written: list[dict] = []
 
+    @property
+    def kept(self) -> dict[int, str | None]:
+        """Item -> for whom it is kept, as its events say."""
+        with self.queue.store.reading() as transaction:
+            force = {event["item_id"]: event["colleague"] for event in transaction.events() if event["counts"]}
+        return defaultdict(lambda: None, force)
+
     def live(self, token: int) -> bool:
         lease = self.leases[token]
         return self.last[lease["item"]] == token and self.clock.time < lease["until"]
@@ -36,6 +43,8 @@ class Model:
         if holder and self.live(holder):
             assert self.leases[holder]["reviewer"] == reviewer, "two hold one item"
         assert not (holder and self.live(holder)), "an item is leased that is held"
+        kept = self.kept[lease.item_id]
+        assert kept in (None, reviewer) or PEOPLE[reviewer] != "reviewer", "it is kept for another"
         self.leases[lease.token] = {"item": lease.item_id, "reviewer": reviewer, "until": lease.until}
         self.last[lease.item_id] = lease.token
         assert lease.reads == [] or (lease.stage == "adjudicate" and PEOPLE[reviewer] != "reviewer")
@@ -76,8 +85,12 @@ class Model:
         else:
             action = self.rng.choice(("accept", "accept", "edit", "reject", "skip", "flag"))
             reason = f"{self.rng.random()}"  # so that nothing is taken for the same thing sent again
-            if action in ("skip", "flag"):
-                given = getattr(self.queue, action)(reviewer, token, reason, seconds=1.0)
+            if action == "flag":
+                given = self.flag(reviewer, token, reason)
+                if given is None:
+                    return
+            elif action == "skip":
+                given = self.queue.skip(reviewer, token, reason, seconds=1.0)
             else:
                 after = "B" if action == "edit" else ""
                 given = self.queue.verdict(reviewer, token, action, after=after, reason=reason, seconds=1.0)
@@ -85,6 +98,15 @@ class Model:
             lease["until"] = 0.0 if live else lease["until"]
             self.written.append({"event_id": given.event_id, "reviewer": reviewer, "token": token, "action": action,
                                  "reason": reason, "late": not live})  # fmt: skip
+
+    def flag(self, reviewer: str, token: int, reason: str):
+        """Half of the time for somebody; None where they cannot be asked."""
+        colleague = self.rng.choice([None, *PEOPLE] if self.rng.random() < 0.5 else [None])
+        try:
+            return self.queue.flag(reviewer, token, reason, seconds=1.0, colleague=colleague)
+        except ValueError as error:
+            assert colleague and any(why in str(error) for why in ("not oneself", "has read", "is no lead"))
+            return None
 
     def check(self) -> None:
         with self.queue.store.reading() as transaction:

@@ -1,6 +1,10 @@
 """The store on both databases: opening, upgrading, whole transactions, and one line when something is wrong."""
 
+import errno
+import os
 import sqlite3
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,7 +14,7 @@ from small_store import item, stock
 from sqlalchemy import inspect, text
 
 from medq_ray.review import store as module
-from medq_ray.review.store import Store
+from medq_ray.review.store import VERSION, Store
 
 
 def version_of(address: str) -> int:
@@ -67,13 +71,52 @@ def test_a_lease_gives_one_verdict_in_time(store):
         transaction.add_event(row | {"token": token})
 
 
+def test_a_store_of_version_1_is_upgraded(tmp_path):
+    """As that version left it: items 1 and 2 accepted by ann, the second of which and the third take two reads, the
+    third's verdict undone, the second flagged by ben."""
+    with sqlite3.connect(tmp_path / "review.db") as old:
+        old.executescript((Path(__file__).parent / "version1.sql").read_text())
+    old.close()
+    store = Store(tmp_path / "review.db")
+    with store.reading() as transaction:
+        places = [transaction.place(number) for number in (1, 2, 3)]
+        assert [(place["stage"], place["given"]) for place in places] == [("done", 1), ("read", 1), ("read", 0)]
+        assert {row["colleague"] for row in (*places, *transaction.events())} == {None}
+        fresh = Store(tmp_path / "fresh.db")
+        with fresh.reading() as other:
+            assert shape(transaction) == shape(other)
+
+
+def shape(transaction) -> dict:
+    """Table -> its columns and indices by name."""
+    seen = inspect(transaction.connection)
+    return {name: ({column["name"] for column in seen.get_columns(name)}, {index["name"] for index in
+                   seen.get_indexes(name)}) for name in seen.get_table_names()}  # fmt: skip
+
+
+def test_the_step_from_version_1_is_understood_by_both(address):
+    store = Store(address)
+    stock(store, [item(1)], {"ann": "reviewer"})
+    drops = ("DROP INDEX queue_left", "DROP INDEX queue_colleague", "ALTER TABLE queue RENAME given TO g",
+             "ALTER TABLE queue RENAME colleague TO c", "ALTER TABLE events RENAME colleague TO c",
+             "ALTER TABLE queue ALTER g DROP NOT NULL" if "postgresql" in address else "SELECT 1",
+             "UPDATE version SET version = 1")  # fmt: skip
+    with store.writing() as transaction:
+        for statement in drops:
+            transaction.connection.execute(text(statement))
+    store.close()
+    assert version_of(address) == VERSION
+    with Store(address).reading() as transaction:
+        assert transaction.place(1)["given"] == 0
+
+
 ADDED = {
-    1: (
+    VERSION: (
         "ALTER TABLE items ADD COLUMN site TEXT NOT NULL DEFAULT 'here'",
         "CREATE INDEX items_site ON items (site)",
     )
 }
-"""A step from version 1, as a later version would have it."""
+"""A step from the present version, as a later one would have it."""
 
 
 def test_an_older_store_is_upgraded_with_its_rows(address, monkeypatch):
@@ -81,9 +124,9 @@ def test_an_older_store_is_upgraded_with_its_rows(address, monkeypatch):
     stock(old, [item(1), item(2)], {"ann": "reviewer"})
     old.close()
     monkeypatch.setattr(module, "STEPS", ADDED)
-    monkeypatch.setattr(module, "VERSION", 2)
-    assert version_of(address) == 2
-    assert version_of(address) == 2  # and only once
+    monkeypatch.setattr(module, "VERSION", VERSION + 1)
+    assert version_of(address) == VERSION + 1
+    assert version_of(address) == VERSION + 1  # and only once
     store = Store(address)
     with store.reading() as transaction:
         rows = transaction.connection.execute(text("SELECT question_id, site FROM items ORDER BY item_id")).all()
@@ -94,11 +137,11 @@ def test_an_older_store_is_upgraded_with_its_rows(address, monkeypatch):
 
 def test_an_upgrade_that_fails_changes_nothing(address, monkeypatch):
     stock(Store(address), [item(1)], {})
-    monkeypatch.setattr(module, "STEPS", {1: (*ADDED[1], "UPDATE nowhere SET nothing = 1")})
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "STEPS", {VERSION: (*ADDED[VERSION], "UPDATE nowhere SET nothing = 1")})
+    monkeypatch.setattr(module, "VERSION", VERSION + 1)
     with pytest.raises((ValueError, OSError)):
         Store(address)
-    monkeypatch.setattr(module, "VERSION", 1)
+    monkeypatch.setattr(module, "VERSION", VERSION)
     store = Store(address)
     with store.reading() as transaction:
         assert "site" not in {column["name"] for column in inspect(transaction.connection).get_columns("items")}
@@ -109,7 +152,7 @@ def test_a_newer_store_is_refused_in_one_line(address, monkeypatch):
     with store.writing() as transaction:
         transaction.connection.execute(text("UPDATE version SET version = 9"))
     store.close()
-    said = r"made by a newer medq_ray \(version 9, this one knows 1\): update it"
+    said = rf"made by a newer medq_ray \(version 9, this one knows {VERSION}\): update it"
     with pytest.raises(ValueError, match=said) as error:
         Store(address)
     assert "\n" not in str(error.value)
@@ -118,7 +161,7 @@ def test_a_newer_store_is_refused_in_one_line(address, monkeypatch):
 def test_many_may_open_a_new_store_at_once(address):
     with ThreadPoolExecutor(6) as threads, ProcessPoolExecutor(3, get_context("spawn")) as processes:
         found = [pool.submit(version_of, address) for pool in (threads, processes) for _ in range(6)]
-        assert {future.result() for future in found} == {1}
+        assert {future.result() for future in found} == {VERSION}
 
 
 @pytest.mark.parametrize("address", ["mysql://h/d", "http://h/d", "://", "postgresql://h:port/d"])
@@ -146,7 +189,41 @@ def test_sqlite_is_set_up_for_many_readers_and_no_loss(tmp_path):
     with store.reading() as transaction:
         said = {name: transaction.connection.execute(text(f"PRAGMA {name}")).scalar()
                 for name in ("journal_mode", "busy_timeout", "foreign_keys", "synchronous")}  # fmt: skip
-    assert said == {"journal_mode": "wal", "busy_timeout": 30_000, "foreign_keys": 1, "synchronous": 2}
+    assert said == {"journal_mode": "wal", "busy_timeout": 30_000, "foreign_keys": 1, "synchronous": 1}
+
+
+def test_what_is_acknowledged_is_on_the_disk(tmp_path, monkeypatch):
+    """Nobody is told of a transaction before the log was flushed with it, one flush for all who wait."""
+    store, flushed = Store(tmp_path / "review.db"), []
+    lock, reader = threading.Lock(), sqlite3.connect(tmp_path / "review.db", check_same_thread=False)
+
+    def fsync(descriptor: int) -> None:
+        assert os.readlink(f"/proc/self/fd/{descriptor}") == str(tmp_path / "review.db-wal")
+        time.sleep(0.05)  # so that the others come meanwhile
+        with lock:
+            flushed.append({line for (line,) in reader.execute("SELECT detail FROM audit")})
+
+    def write(n: int) -> bool:
+        before = len(flushed)
+        with store.writing() as transaction:
+            transaction.log(1.0, "ann", "look", detail=str(n))
+        return any(str(n) in lines for lines in flushed[before:])
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    with ThreadPoolExecutor(20) as threads:
+        assert all(threads.map(write, range(20)))
+    assert len(flushed) < 20
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path, monkeypatch):
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store = Store(tmp_path / "review.db")
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    with pytest.raises(ConnectionError, match="Input/output error; what was under way may not outlive a power cut"):
+        with store.writing() as transaction:
+            transaction.log(1.0, "ann", "look")
 
 
 def test_a_writer_that_waits_too_long_is_told(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ class Access:
         person = self.of_session(request)
         if person is None:
             raise HTTPException(401, "log in first")
-        if request.method not in READS and not _equal(request.headers.get("x-csrf", ""), self.csrf(request)):
+        if request.method not in READS and not _equal(request.headers.get("x-csrf", ""), self.csrf(request, person)):
             raise HTTPException(403, "this was not sent by the page: load it again")
         return person
 
@@ -102,10 +102,9 @@ class Access:
         stamp = f"{name.encode().hex()}.{int(self.now()) + SESSION_SECONDS}"
         return f"{stamp}.{_mac(self._row(name.encode().hex()), f'session {stamp}')}"
 
-    def csrf(self, request: Request) -> str:
-        """What the page of this session sends with whatever changes something; no other site can read it."""
-        cookie = request.cookies[COOKIE]
-        return _mac(self._row(cookie.partition(".")[0]), f"csrf {cookie}")
+    def csrf(self, request: Request, person: dict) -> str:
+        """What the page of this person's session sends with whatever changes something; no other site can read it."""
+        return _mac(person, f"csrf {request.cookies[COOKIE]}")
 
     def _row(self, coded: str) -> dict | None:
         """The reviewer whose name is the hexadecimal `coded`."""

@@ -21,14 +21,14 @@ from medq_ray.review.store import Store
 from medq_ray.review.table import HEADS, LEGEND, table_rows
 
 LOGGED = (400, 401, 403, 413, 429)
-"""Refusals that go to the audit log; a page that does not exist is none."""
+"""Refusals that go to the audit log; a page that does not exist is none, unless the path climbs."""
 
 
 def console(store: Store, settings: Review, now: Callable[[], float] = time.time) -> FastAPI:
     """The application over an open store; now: seconds since 1970.
 
     A mistake is one line of JSON, {error}: 400 for what cannot be used, 401 for nobody, 403 for what somebody may not
-    do, 413 for too much, 429 for too many wrong tokens, 503 when the store cannot be reached.
+    do, 413 for too much, 429 for too many wrong tokens, 500 for a fault of ours, 503 when the store cannot be reached.
     """
     app = FastAPI(title="medq review", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     access = Access(store, now)
@@ -39,7 +39,7 @@ def console(store: Store, settings: Review, now: Callable[[], float] = time.time
             transaction.log(now(), getattr(request.state, "reviewer", ""), action, detail=detail)
 
     def refused(request: Request, status: int, message: str, headers: dict | None = None) -> JSONResponse:
-        if status in LOGGED:
+        if status in LOGGED or ".." in request.url.path:
             address = request.client.host if request.client else "?"
             try:
                 log(request, "refused", f"{status} {request.method} {request.url.path} from {address}: {message}"[:500])
@@ -73,10 +73,16 @@ def console(store: Store, settings: Review, now: Callable[[], float] = time.time
     def unreachable(request: Request, error: ConnectionError) -> Response:
         return away()
 
-    app.add_middleware(Guard, refused=refused)
+    @app.exception_handler(500)
+    def failed(request: Request, error: Exception) -> Response:
+        """What was wrong goes to the server's log, not to a stranger."""
+        return JSONResponse({"error": "the server failed: nothing was saved; its log says why"}, 500)
+
     app.include_router(routes(queue, access))
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     _add_pages(app, access, queue, log, refused)
+    # Around everything: what is added as a middleware is inside of the one that answers when a handler fails.
+    app.middleware_stack = Guard(app.build_middleware_stack(), refused)
     return app
 
 
@@ -93,7 +99,7 @@ def _add_pages(app: FastAPI, access: Access, queue: Queue, log: Callable, refuse
     @app.get("/", include_in_schema=False)
     def work(request: Request) -> Response:
         person = access.of_session(request)
-        return to("/login") if person is None else page("page.html", person=person, csrf=access.csrf(request))
+        return to("/login") if person is None else page("page.html", person=person, csrf=access.csrf(request, person))
 
     @app.get("/stats", include_in_schema=False)
     def stats(request: Request) -> Response:

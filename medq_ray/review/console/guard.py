@@ -40,6 +40,10 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS | {"cache-control": kept})
             await send(message)
 
+        if scope.get("root_path"):  # a prefix of Ray Serve's, under which no link of the pages leads anywhere
+            why = "the console stands at '/': serve it without a route prefix"
+            await self._refuse(404, why, scope, receive, strict)
+            return
         body = bytearray()
         while True:
             message = await receive()
@@ -47,9 +51,7 @@ class Guard:
                 return
             body += message.get("body", b"")
             if len(body) > LARGEST_BODY:
-                why = f"the body has more than {LARGEST_BODY:,} bytes"
-                response = await run_in_threadpool(self.refused, Request(scope), 413, why)
-                await response(scope, receive, strict)
+                await self._refuse(413, f"the body has more than {LARGEST_BODY:,} bytes", scope, receive, strict)
                 return
             if not message.get("more_body"):
                 break
@@ -59,3 +61,7 @@ class Guard:
             return waiting.pop() if waiting else await receive()
 
         await self.app(scope, again, strict)
+
+    async def _refuse(self, status: int, why: str, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await run_in_threadpool(self.refused, Request(scope), status, why)
+        await response(scope, receive, send)

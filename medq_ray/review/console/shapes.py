@@ -36,6 +36,11 @@ class ReasonBody(Body):
     reason: Text
 
 
+class FlagBody(ReasonBody):
+    colleague: Text | None = None
+    """Whose opinion is asked for (`/api/colleagues`), null for anybody's."""
+
+
 class Question(BaseModel):
     text: str
     kind: str
@@ -105,12 +110,16 @@ class Failure(BaseModel):
 
 class Note(BaseModel):
     reviewer: str
+    colleague: str | None
+    """Whom they ask, null for anybody."""
     reason: str
 
 
-class Read(Note):
+class Read(BaseModel):
+    reviewer: str
     action: str
     after: str
+    reason: str
 
 
 class Item(BaseModel):
@@ -160,7 +169,7 @@ class Progress(BaseModel):
     held: int
 
 
-class Me(BaseModel):
+class Person(BaseModel):
     name: str
     role: str
 
@@ -179,8 +188,8 @@ def item_of(lease: Lease) -> Item:
     simulated = annotation["labelled_by"] == "oracle" and bool(annotation["oracle_simulated"])
     return Item(
         token=lease.token, item_id=lease.item_id, stage=lease.stage, taken_at=lease.taken_at, until=lease.until,
-        images=len(lease.payload["images"]), about=lease.payload.get("about", []),
-        before=lease.before, choice=None if letter is None else ord(letter) - 65,
+        images=len(lease.payload["images"]), about=lease.payload.get("about", []), before=lease.before,
+        choice=None if letter is None else ord(letter) - 65,
         question=Question(**{name: question[name] for name in Question.model_fields}),
         fields=fields_of(question["modality"], lease.before) if described else None,
         facts=Facts(modality=question["modality"], prototype=why["prototype_id"], simulated=simulated, **facts),

@@ -20,22 +20,27 @@ const letter = (n) => String.fromCharCode(65 + n);
 /** An option as it is read: "B. motion". */
 export const named = (options, n) => `${letter(n)}. ${options[n]}`;
 
-/** A form that calls give(reason); its keys are the numbers, and 0 for words of one's own. */
-export function reasonForm(action, give, cancel) {
+/** A form that calls give(reason, colleague); its keys are the numbers, and 0 for words of one's own. colleagues: a promise
+ *  of names, one of whom a flag may ask; without it nobody is. */
+export function reasonForm(action, give, cancel, colleagues) {
+  const whom = element("select", { "aria-label": "Whose opinion" }, element("option", { value: "" }, "any colleague"));
+  colleagues?.then((names) => whom.append(...names.map((name) => element("option", { value: name }, name))));
+  const send = (reason) => give(reason, whom.value || null);
   const own = element("input", { type: "text", maxlength: "4000", "aria-label": "Another reason", required: true,
                                  placeholder: "Another reason" });
   const buttons = REASONS[action].map((reason, n) =>
-    element("button", { type: "button", class: "row", click: () => give(reason) },
+    element("button", { type: "button", class: "row", click: () => send(reason) },
             element("kbd", {}, `${n + 1}`), reason));
   const form = element("form", { class: "sheet", "aria-label": TITLES[action] },
-    element("h2", {}, TITLES[action]), buttons,
+    element("h2", {}, TITLES[action]),
+    colleagues && element("label", { class: "row" }, element("kbd", {}, "C"), whom), buttons,
     element("div", { class: "row own" }, element("kbd", {}, "0"), own, element("button", {}, "Send")),
     element("button", { type: "button", class: "quiet", click: cancel }, "Cancel ", element("kbd", {}, "Esc")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    give(own.value);
+    send(own.value);
   });
-  onKeys(form, (key) => (key === "0" ? own : buttons[Number(key) - 1]));
+  onKeys(form, (key) => ({ 0: own, c: colleagues && whom })[key] || buttons[Number(key) - 1]);
   return { form, first: buttons[0] };
 }
 
@@ -63,7 +68,7 @@ export function editForm(item, draft, { changed, save, cancel }) {
 
 /** Keys that stand for a control of a form, wherever in it one is, but not while one writes. */
 function onKeys(form, control) {
-  const writes = (element) => ["text", "textarea"].includes(element.type);
+  const writes = (element) => ["text", "textarea", "select-one"].includes(element.type);
   form.addEventListener("keydown", (event) => {
     const plain = !writes(event.target) && !event.ctrlKey && !event.altKey && !event.metaKey;
     const found = plain && control(event.key.toLowerCase());

@@ -20,7 +20,8 @@ export function showItem(item) {
     ...question.options.map((_, n) => element("li", { class: n === item.choice && "chosen" },
       named(question.options, n), n === item.choice && element("em", {}, "proposed"))),
   );
-  showList("notes", item.notes, (note) => [element("b", {}, note.reviewer), " asks: ", note.reason]);
+  showList("notes", item.notes, (note) => [element("b", {}, note.reviewer),
+    note.colleague ? ` asks ${note.colleague}: ` : " asks: ", note.reason]);
   showList("reads", item.reads, (read) => [
     element("b", {}, read.reviewer), ` ${{ accept: "accepts", edit: "edits into", reject: "rejects" }[read.action]} `,
     fields && read.action === "edit" ? marked(item.before, read.after) : read.after, read.reason && ` (${read.reason})`,

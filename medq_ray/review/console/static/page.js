@@ -216,6 +216,13 @@ function ask(action) {
   open(reasonForm(action, send, close));
 }
 
+/** Ask any colleague, or one by name; of an adjudication leads only. */
+function flag() {
+  const able = ({ role }) => queue.current.item.stage === "read" || role !== "reviewer";
+  const names = get("/api/colleagues").then((all) => all.filter(able).map(({ name }) => name), () => []);
+  open(reasonForm("flag", (reason, colleague) => give("flag", "flag", { reason, colleague }), close, names));
+}
+
 function undo() {
   return alone(async () => {
     keepTime();
@@ -258,7 +265,7 @@ const LEVELS = { ArrowUp: [10, 0], ArrowDown: [-10, 0], ArrowLeft: [0, -10], Arr
 const PANS = { ArrowUp: [0, STEP], ArrowDown: [0, -STEP], ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0] };
 const ACTIONS = {
   accept: () => verdict("accept"), edit, undo,
-  reject: () => ask("reject"), skip: () => ask("skip"), flag: () => ask("flag"),
+  reject: () => ask("reject"), skip: () => ask("skip"), flag,
   closer: () => viewer.zoom(1.25), farther: () => viewer.zoom(0.8), reset: () => viewer.reset(),
   invert: () => viewer.invert(), windowing: toggleWindowing,
   keys: () => byId("help").showModal(), leave,
