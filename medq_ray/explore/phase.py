@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from medq_ray.artifacts import write_table
 from medq_ray.config import Config
 from medq_ray.console import say
+from medq_ray.depth import beside
 from medq_ray.explore.chosen import Chosen
 from medq_ray.explore.pairs import partners
 from medq_ray.explore.questions import questions as seed_rule
@@ -22,7 +23,7 @@ from medq_ray.model.ask import Answer
 from medq_ray.schema import DROP, HIT, QUESTION, SELECTION, SHARE
 
 Fetch = Callable[[list[str], Path], dict[str, str]]
-"""fetch(image ids, folder) -> image id -> path of the PNG that it wrote there."""
+"""fetch(image ids, folder) -> image id -> path of the PNG that it wrote there, its depth beside it if there is one."""
 
 
 def explore(
@@ -76,7 +77,8 @@ def explore(
     selection = chosen.table()
     tell(selection, settings.budget, missing)
     selection = at_hand(selection, means.fetch)
-    for path in set((folder / "images").glob("*.png")) - {Path(uri) for uri in selection["uri"].to_pylist()}:
+    kept = [Path(uri) for uri in selection["uri"].to_pylist()]
+    for path in set((folder / "images").glob("*.png")).difference(kept, map(beside, kept)):
         path.unlink()  # looked at by a strategy, and not selected
     write_table(folder / "selection.parquet", selection, SELECTION)
     write_table(folder / "shares.parquet", shares, SHARE)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_pool import CELLS, RATES, fetch, make_pool, make_prototypes, phase, rates, settings, unsure, with_dev
 
+from medq_ray.depth import beside
 from medq_ray.explore.sampling import Evidence, Hits, Ranked, quotas, weights
 from medq_ray.explore.strategies import STRATEGIES
 from medq_ray.pool.search import within_shards
@@ -231,18 +233,25 @@ def test_uncertainty_takes_the_least_sure_of_what_it_looked_at(selected):
     assert sorted(aimed["score"].to_pylist(), reverse=True) == [value / 256 for value in surest]
 
 
-def test_a_picture_is_written_once_though_a_strategy_looked_at_it(tmp_path):
+def test_a_picture_is_written_once_and_stays_with_its_depth_if_it_was_selected(tmp_path):
     written = []
 
     def counted(names, folder):
         written.extend(names)
-        return fetch(names, folder)
+        folder.mkdir(exist_ok=True)
+        found = fetch(names, folder)
+        for path in map(Path, found.values()):
+            path.touch()
+            beside(path).touch()
+        return found
 
     pool = make_pool(200)[0]
     nowhere = pa.array([""] * pool.num_rows)  # as in a pool, whose images lie in volumes and archives
     pool = pool.set_column(pool.schema.get_field_index("uri"), "uri", nowhere)
     phase(tmp_path, settings("explore.strategy=uncertainty"), pool, fetch=counted)
     assert len(written) > 24 and len(set(written)) == len(written)
+    selected = map(Path, pq.read_table(tmp_path / "selection.parquet")["uri"].to_pylist())
+    assert set((tmp_path / "images").iterdir()) == {file for path in selected for file in (path, beside(path))}
 
 
 def test_uncertainty_without_logprobs_is_refused(tmp_path):
