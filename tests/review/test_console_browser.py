@@ -296,6 +296,9 @@ def test_windows_of_a_ct_are_of_all_its_bits(desk, large, tmp_path):
     facts = at.text("#facts")
     assert "512 × 512 pixels, 12 bits, 0.7 × 0.7 mm" in facts and "synthetic (licence: CC0-1.0)" in facts
     assert str(tmp_path) not in at.browser.page_source
+    at.await_ahead()
+    assert at.give("r", "2") == "2"
+    assert view(at) == seen  # the reason's key is no preset of the item that comes after it
 
 
 def test_what_cannot_be_seen_cannot_be_accepted(desk, large):

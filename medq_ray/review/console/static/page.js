@@ -277,7 +277,7 @@ const KEYS = {
 };
 
 function pressed(event) {
-  if (byId("help").open) {
+  if (byId("help").open || event.defaultPrevented) { // a key of a form, which may be gone by now
     return;
   }
   if (event.key === "Escape") {
