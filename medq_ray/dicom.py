@@ -177,8 +177,8 @@ def read_depth(source: Source, index: int, modality: str) -> Depth | None:
         else:
             center, width, _ = _window(units, padding, dataset, modality)
             window = center - width / 2, center + width / 2
-        if padding.any() and not padding.all():
-            image = values[~padding]
+        if padding.any():
+            image = values if padding.all() else values[~padding]
             dark = image.min() if (kind == "MONOCHROME2") == (slope > 0) else image.max()
             values = np.where(padding, dark, values)
         return packed(values, window, bits=bits, slope=slope, intercept=intercept, unit=_unit(dataset),

@@ -112,6 +112,12 @@ def test_padding_is_as_dark_as_the_darkest_and_takes_no_room():
         assert np.abs(windowed(depth) - read_frame(dicom_file(framed, **tags), 0, "mri")[..., 0]).max() <= CLOSE
 
 
+def test_a_frame_of_padding_alone_tells_nothing():
+    tags = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 100, "Modality": "MR"}
+    source = dicom_file(row(3, 50, 100), **tags)
+    assert not read_frame(source, 0, "mri").any() and np.ptp(read_depth(source, 0, "mri").numbers) == 0
+
+
 def test_eight_bits_and_colours_have_no_more():
     assert read_depth(dicom_file(row(1, 2), BitsStored=8, HighBit=7), 0, "ct") is None
     assert read_depth(dicom_file(np.zeros((2, 2, 3), np.uint8)), 0, "endoscopy") is None

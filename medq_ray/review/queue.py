@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from medq_ray.config import Review
 from medq_ray.labels import readable
+from medq_ray.review.accounts import NAME
 from medq_ray.review.labels import meaning
 from medq_ray.review.store import Store, Transaction
 from medq_ray.review.tables import VERDICTS
@@ -279,7 +280,7 @@ def _own(transaction: Transaction, reviewer: str, token: int) -> tuple[dict, dic
 
 def _check_colleague(transaction: Transaction, lease: dict, name: str) -> None:
     """Raises ValueError unless this colleague of the lease's holder can give an opinion on its item."""
-    person = transaction.reviewer(name)
+    person = transaction.reviewer(name) if NAME.fullmatch(name) else None  # PostgreSQL takes no NUL even in a question
     if name == lease["reviewer"]:
         raise ValueError("a flag asks a colleague, not oneself")
     if person is None or not person["active"]:

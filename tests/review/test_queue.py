@@ -293,7 +293,7 @@ def test_an_adjudication_may_be_kept_for_another_lead(stocked):
 
 @pytest.mark.parametrize(("name", "complaint"), [
     ("ann", "a flag asks a colleague, not oneself"), ("eve", "'eve' is no reviewer here"), ("", "'' is no reviewer here"),
-    ("cy", "'cy' is no reviewer here"), ("ben", "ben has read this item already"),
+    ("cy", "'cy' is no reviewer here"), ("ben", "ben has read this item already"), ("a\0", "is no reviewer here"),
 ])  # fmt: skip
 def test_a_flag_names_who_can_give_an_opinion(stocked, name, complaint):
     queue = stocked([item(1, reads=2)], FOUR)
