@@ -121,20 +121,22 @@ def test_verdicts_outlive_a_browser_that_is_killed(desk, large, tmp_path):
         at.browser = shared
 
 
-def test_a_reply_that_is_lost_makes_no_second_event(desk, large):
+@pytest.mark.parametrize("loss", ['throw new TypeError("no reply")', """return new Response(
+  new ReadableStream({ start: (stream) => stream.error(new TypeError("it breaks off")) }))"""], ids=["whole", "half"])
+def test_a_reply_that_is_lost_makes_no_second_event(desk, large, loss):
     at = desk(some(large), {"ann": "reviewer"})
     at.log_in("ann")
     at.await_ahead()
-    at.browser.execute_script("""
+    at.browser.execute_script(f"""
         const real = window.fetch;
-        window.fetch = async (path, options) => {
+        window.fetch = async (path, options) => {{
           const reply = await real(path, options);
-          if (String(path).endsWith("/verdict") && !window.lost) {
+          if (String(path).endsWith("/verdict") && !window.lost) {{
             window.lost = true;
-            throw new TypeError("the reply is lost");
-          }
+            {loss};
+          }}
           return reply;
-        };""")
+        }};""")
     assert at.give("a") == "2"
     kept(at, 0)
     assert at.browser.execute_script("return window.lost") and events(at) == [(1, "accept", "", 0)]

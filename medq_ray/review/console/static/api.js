@@ -16,10 +16,12 @@ export class Unreachable extends Refused {}
 const PATIENCE = 20_000; // ms; a network that swallows everything would be waited for endlessly
 const LATER = [401, 408, 429]; // as good as no answer, and so is 500 and above
 
-async function ask(path, options) {
-  let response;
+/** What `read` makes of the reply, which may break off as well. */
+async function ask(path, options, read) {
+  let response, found;
   try {
     response = await fetch(path, { ...options, signal: AbortSignal.timeout(PATIENCE) });
+    found = response.ok ? await read(response) : await response.text();
   } catch {
     throw new Unreachable("the server cannot be reached");
   }
@@ -28,31 +30,40 @@ async function ask(path, options) {
     location.assign("/login");
   }
   if (!response.ok) {
-    const told = await response.json().catch(() => ({ error: `the server failed (${response.status})` }));
-    throw new (response.status >= 500 || LATER.includes(response.status) ? Unreachable : Refused)(told.error);
+    throw new (response.status >= 500 || LATER.includes(response.status) ? Unreachable : Refused)(why(response, found));
   }
-  return response;
+  return found;
 }
 
-export async function get(path) {
-  return (await ask(path)).json();
+/** The line that says what is wrong: a proxy has none. */
+function why({ status }, body) {
+  try {
+    return JSON.parse(body).error;
+  } catch {
+    return `the server failed (${status})`;
+  }
 }
+
+const json = (response) => response.json();
+
+export const get = (path) => ask(path, {}, json);
 
 /** keepalive: it goes on when the page is left. */
-export async function post(path, body = undefined, keepalive = false) {
+export function post(path, body = undefined, keepalive = false) {
   const headers = { "X-CSRF": meta("csrf"), "Content-Type": "application/json" };
-  const response = await ask(path, { method: "POST", headers, keepalive, body: body && JSON.stringify(body) });
-  return response.status === 204 ? null : response.json();
+  const options = { method: "POST", headers, keepalive, body: body && JSON.stringify(body) };
+  return ask(path, options, (response) => (response.status === 204 ? null : response.json()));
 }
 
 /** An image in all its bits: {numbers: Uint16Array, width_px, height_px, and what they mean}. */
-export async function depth(path) {
-  const response = await ask(path);
-  const meaning = JSON.parse(response.headers.get("X-Depth"));
-  return { ...meaning, numbers: new Uint16Array(await response.arrayBuffer()) }; // little-endian, as all browsers are
+export function depth(path) {
+  return ask(path, {}, async (response) => {
+    const meaning = JSON.parse(response.headers.get("X-Depth"));
+    return { ...meaning, numbers: new Uint16Array(await response.arrayBuffer()) }; // little-endian, as all browsers are
+  });
 }
 
 /** An image, decoded. */
 export async function picture(path) {
-  return createImageBitmap(await (await ask(path)).blob());
+  return createImageBitmap(await ask(path, {}, (response) => response.blob()));
 }
