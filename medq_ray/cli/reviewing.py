@@ -12,6 +12,7 @@ from medq_ray.cli.options import RUN_DIR, SET
 STORE = click.option("--store", "address", required=True, metavar="FILE_OR_URL",
                      help="A file for SQLite, or postgresql://USER:PASSWORD@HOST/DATABASE.")  # fmt: skip
 ITERATION = click.option("--iteration", type=click.IntRange(min=0), required=True, help="Which one of the run.")
+ROLE = click.Choice(["reviewer", "lead", "admin"])
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -56,7 +57,7 @@ def serve(address: str, host: str, port: int, assignments: tuple) -> None:
 @review.command()
 @STORE
 @click.argument("name")
-@click.option("--role", type=click.Choice(["reviewer", "lead", "admin"]), default="reviewer", show_default=True)
+@click.option("--role", type=ROLE, default="reviewer", show_default=True)
 def enrol(address: str, name: str, role: str) -> None:
     """Let somebody review, and print their token: once, it is kept nowhere.
 
@@ -66,6 +67,49 @@ def enrol(address: str, name: str, role: str) -> None:
 
     with _opened(address) as store:
         click.echo(accounts.enrol(store, name, role))
+
+
+@review.command()
+@STORE
+@click.argument("name")
+def token(address: str, name: str) -> None:
+    """Print a new token in the place of a reviewer's old one, also for who was dismissed; their sessions end.
+
+    Example:  medq review token --store runs/demo/review.db "Dr Ann"
+    """
+    from medq_ray.review import accounts
+
+    with _opened(address) as store:
+        click.echo(accounts.new_token(store, name))
+
+
+@review.command()
+@STORE
+@click.argument("name")
+def dismiss(address: str, name: str) -> None:
+    """Let somebody review no more; what they did stays.
+
+    Example:  medq review dismiss --store runs/demo/review.db "Dr Ann"
+    """
+    from medq_ray.review import accounts
+
+    with _opened(address) as store:
+        accounts.dismiss(store, name)
+
+
+@review.command()
+@STORE
+@click.argument("name")
+@click.argument("role", type=ROLE)
+def role(address: str, name: str, role: str) -> None:
+    """Give a reviewer another role.
+
+    Example:  medq review role --store runs/demo/review.db "Dr Ann" lead
+    """
+    from medq_ray.review import accounts
+
+    with _opened(address) as store:
+        accounts.set_role(store, name, role)
 
 
 @review.command()

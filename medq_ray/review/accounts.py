@@ -26,7 +26,7 @@ def enrol(store: Store, name: str, role: str, *, simulated: bool = False) -> str
     secret = secrets.token_urlsafe(32)
     with store.writing(alone=True) as transaction:
         if transaction.reviewer(name) is not None:
-            raise ValueError(f"reviewer {name!r} is enrolled already; give them a new token if theirs is lost")
+            raise ValueError(f"reviewer {name!r} is enrolled already; `medq review token` replaces a lost token")
         row = {"name": name, "role": role, "simulated": simulated, "active": True}
         transaction.add_reviewer(row | _sealed(secret))
     return f"{name}.{secret}"

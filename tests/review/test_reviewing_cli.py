@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from test_handover import CONFIG, reviewed, run_with
 
 from medq_ray import cli
+from medq_ray.review.accounts import authenticate
 from medq_ray.review.store import Store
 
 
@@ -47,6 +48,21 @@ def test_a_token_is_printed_once(tmp_path):
     assert token.startswith("Dr Ann.")
     again = CliRunner().invoke(cli.main, ["review", "enrol", "--store", str(file), "Dr Ann"])
     assert again.exit_code == 1 and "enrolled already" in again.output and "Dr Ann." not in again.output
+
+
+def test_a_lost_token_is_replaced_and_who_leaves_is_dismissed(tmp_path):
+    file = tmp_path / "review.db"
+    lost = medq("enrol", "--store", file, "ann").strip()
+    medq("role", "--store", file, "ann", "lead")
+    medq("dismiss", "--store", file, "ann")
+    store = Store(file)
+    assert authenticate(store, lost) is None
+    new = medq("token", "--store", file, "ann").strip()
+    assert authenticate(store, new)["role"] == "lead" and authenticate(store, lost) is None
+    store.close()
+    for command in (["dismiss", "eve"], ["token", "eve"], ["role", "eve", "lead"]):
+        done = CliRunner().invoke(cli.main, ["review", command[0], "--store", str(file), *command[1:]])
+        assert done.exit_code == 1 and done.output == "error: no reviewer is called 'eve'\n"
 
 
 def test_a_taken_port_is_one_line(tmp_path):
