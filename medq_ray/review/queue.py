@@ -142,18 +142,26 @@ class Queue:
             return [{key: person[key] for key in ("name", "role")} for person in transaction.reviewers()
                     if person["active"] and person["name"] != reviewer]  # fmt: skip
 
-    def undo(self, reviewer: str) -> Lease | None:
+    def undo(self, reviewer: str, event_id: int | None = None) -> Lease | None:
         """Take one's last verdict, skip or flag back, and have its item again; None when colleagues have it, or one
-        was asked about it since.
+        was asked about it since. event_id: which one that is; where it is taken back already, as by a request whose
+        reply was lost, no other is.
 
-        Raises ValueError when there is nothing to undo, a lead has taken the item up, or the iteration is closed.
+        Raises ValueError when there is nothing to undo, that event is not the last, a lead has taken the item up, or
+        the iteration is closed.
         """
         now = self.now()
         with self.store.writing(alone=True) as transaction:  # so that no iteration closes meanwhile
             person = _acting(transaction, reviewer)
             last = transaction.last_event(reviewer)
+            meant = None if event_id is None else transaction.event(event_id)
+            if meant and meant["reviewer"] == reviewer and meant["undone"]:
+                own = (lease for lease in transaction.held(reviewer, now) if lease["item_id"] == meant["item_id"])
+                return next((_shown(transaction, lease) for lease in own), None)
             if last is None:
                 raise ValueError(f"{reviewer} has nothing to undo")
+            if event_id not in (None, last["event_id"]):
+                raise ValueError(f"event {event_id} is not the last that {reviewer} gave: it stays")
             item_id = last["item_id"]
             iteration = transaction.item(item_id)["iteration"]
             if transaction.iteration(iteration)["closed_at"] is not None:

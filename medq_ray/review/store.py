@@ -199,6 +199,11 @@ class Transaction:
         """The event that was given under a lease in time."""
         return self._row(t.EVENT_UNDER, token=token)
 
+    def event(self, event_id: int) -> dict | None:
+        """With `undone`."""
+        found = self._row(t.EVENT, event_id=event_id) if 0 < event_id <= LARGEST else None
+        return found and found | {"undone": self._row(t.UNDO_OF, undoes=event_id) is not None}
+
     def last_event(self, reviewer: str) -> dict | None:
         """A reviewer's last event in force."""
         return self._row(t.LAST_OF_PERSON, reviewer=reviewer)

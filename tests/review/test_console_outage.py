@@ -142,6 +142,29 @@ def test_a_reply_that_is_lost_makes_no_second_event(desk, large, loss):
     assert at.browser.execute_script("return window.lost") and events(at) == [(1, "accept", "", 0)]
 
 
+def test_an_undo_whose_reply_is_lost_takes_one_back_and_not_two(desk, large):
+    at = desk(some(large), {"ann": "reviewer"})
+    at.log_in("ann")
+    at.give("a")
+    at.give("a")
+    kept(at, 0)
+    at.browser.execute_script("""
+        const real = window.fetch;
+        window.fetch = async (path, options) => {
+          const reply = await real(path, options);
+          if (String(path).startsWith("/api/undo") && !window.lost) {
+            window.lost = true;
+            throw new TypeError("no reply");
+          }
+          return reply;
+        };""")
+    at.press("u")
+    at.await_text("#status", "Not now: the server cannot be reached")
+    assert at.give("u") == "2"
+    assert [row[:2] for row in events(at)] == [(1, "accept"), (2, "accept"), (2, "undo")]
+    assert at.give("u") == "1"
+
+
 def test_who_is_too_late_is_told_and_overwrites_nothing(desk, large):
     at = desk(some(large), {"ann": "reviewer", "ben": "reviewer"})
     at.log_in("ann")

@@ -334,6 +334,22 @@ def test_undo_takes_back_one_after_another_and_then_nothing(stocked):
         queue.undo("ben")
 
 
+def test_the_same_undo_sent_again_takes_back_no_other(stocked):
+    queue = stocked([item(n) for n in range(3)], FOUR)
+    first, second = (queue.verdict("ann", queue.lease("ann").token, "accept", seconds=1.0).event_id for _ in range(2))
+    with pytest.raises(ValueError, match=f"event {first} is not the last that ann gave"):
+        queue.undo("ann", first)
+    with pytest.raises(ValueError, match=f"event {second} is not the last that ben gave|ben has nothing"):
+        queue.undo("ben", second)
+    again = [queue.undo("ann", second) for _ in range(2)]
+    assert again[0] == again[1] and again[0].item_id == 2
+    queue.release("ann", again[0].token)
+    assert queue.undo("ann", second) is None  # taken back, and given back
+    assert queue.undo("ann", first).item_id == 1
+    with pytest.raises(ValueError, match="ann has nothing to undo"):
+        queue.undo("ann", 10**12)
+
+
 def test_undoing_a_skip_does_not_take_from_a_colleague(stocked):
     queue = stocked([item(1)], ANN_BEN)
     lease = queue.lease("ann")

@@ -96,9 +96,10 @@ def routes(queue: Queue, access: Access) -> APIRouter:
         return Given(**vars(await asking(request, lambda person: act(person["name"], token, **meant(token, body)))))
 
     @api.post("/undo")
-    async def undo(request: Request) -> Item | None:
-        """Take one's last verdict, skip or flag back and have its item again; null when colleagues have it."""
-        lease = await asking(request, lambda person: queue.undo(person["name"]))
+    async def undo(request: Request, event: Annotated[int | None, Query(ge=0)] = None) -> Item | None:
+        """Take one's last verdict, skip or flag back and have its item again; null when colleagues have it. event:
+        which one that is, so that the same sent again takes back no other."""
+        lease = await asking(request, lambda person: queue.undo(person["name"], event))
         return None if lease is None else item_of(lease)
 
     @api.get("/progress")

@@ -17,9 +17,12 @@ export function forget(token) {
 }
 
 /** Something was given: a verdict, or a skip or flag, which the pace leaves out. */
-export function add(action, seconds) {
-  write(GIVEN, [...read(GIVEN, []), { action, seconds }]);
+export function add(event, action, seconds) {
+  write(GIVEN, [...read(GIVEN, []), { event, action, seconds }]);
 }
+
+/** The event that was given last, undefined for none. */
+export const last = () => read(GIVEN, []).at(-1)?.event;
 
 export function takeBack() {
   write(GIVEN, read(GIVEN, []).slice(0, -1));

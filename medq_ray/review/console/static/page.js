@@ -143,7 +143,7 @@ const verdict = (action, more = {}) => give(action, "verdict", { action, ...more
 function stored({ token, item_id, action, body }, given) {
   memory.forget(token);
   if (given.counts) {
-    memory.add(action, body.seconds);
+    memory.add(given.event_id, action, body.seconds);
   } else {
     notice(`Item ${item_id}: what you gave is kept, but does not count: ${given.why}.`);
   }
@@ -227,7 +227,7 @@ function flag() {
 function undo() {
   return alone(async () => {
     keepTime();
-    const entry = await queue.undo();
+    const entry = await queue.undo(memory.last);
     memory.takeBack();
     say(entry ? "Taken back: this is the item again." : "Taken back; colleagues have the item now.", "good");
     if (entry) {

@@ -70,11 +70,13 @@ export class Queue {
     return item && held(item);
   }
 
-  /** The item that was given last, before what is on the screen now; null when colleagues have it. */
-  async undo() {
+  /** The item that was given last, before what is on the screen now; null when colleagues have it. last: gives the
+   *  event that this is, or undefined where the page does not know. */
+  async undo(last) {
     await this.#settled();
     await this.#coming;
-    const item = await post("/api/undo");
+    const event = last();
+    const item = await post(event === undefined ? "/api/undo" : `/api/undo?event=${event}`);
     if (item === null) {
       return null;
     }
