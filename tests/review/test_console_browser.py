@@ -121,7 +121,7 @@ def test_a_description_is_edited_by_its_fields(desk, large, artefacts):
 
 
 SIZES = ((1280, 720), (1024, 768), (768, 1024))
-FINDABLE = "button, input, textarea, a, canvas, img, progress"
+FINDABLE = "button, input, select, textarea, a, canvas, img, progress"
 
 
 def check(at: Desk, width: int, height: int) -> None:
@@ -131,7 +131,7 @@ def check(at: Desk, width: int, height: int) -> None:
         if not control.is_displayed():
             continue
         assert control.accessible_name, control.get_attribute("outerHTML")
-        if control.tag_name in ("button", "a"):
+        if control.tag_name in ("button", "a", "select"):
             assert control.size["height"] >= SMALLEST and control.size["width"] >= SMALLEST, control.text
     assert at.browser.execute_script(CONTRAST) == []
     assert at.browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -164,6 +164,9 @@ def test_every_page_at_every_size(desk, large, artefacts, tmp_path, width, heigh
     look("2-item")
     at.press("r")
     look("3-reject")
+    at.press(Keys.ESCAPE)
+    at.press("f")
+    look("3-flag")
     at.press(Keys.ESCAPE)
     at.press("?")
     look("4-keys")
@@ -337,8 +340,8 @@ def test_script_in_every_text_stays_text(desk, large, tmp_path):
     assert at.complaints() == []
 
 
-def test_a_colleague_is_asked_by_name(desk, pictures):
-    at = desk([piece(n, "how", "ct", pictures) for n in range(3)], {"ann": "reviewer", "ben": "reviewer", "lea": "lead"})
+def test_a_colleague_is_asked_by_name(desk, large):
+    at = desk([piece(n, "how", "ct", large) for n in range(3)], {"ann": "reviewer", "ben": "reviewer", "lea": "lead"})
     at.log_in("ann")
     at.press("f")
     whom = at.browser.find_element(By.CSS_SELECTOR, "select[aria-label='Whose opinion']")
