@@ -105,8 +105,9 @@ def engine(config: Config, hardware: Hardware, model: Model, load: Load, assumed
     fixed = needs["weights"] + assumed.engine_bytes
     room = assumed.engine_share * hardware.gpu_memory - fixed
     cache = max(min(needs["cache"], room), needs["token"] * longest)
-    notes = [f"vLLM on one GPU: weights {needs['weights'] / GB:.1f} GB, keys and values {needs['token'] / 1e3:.0f} kB a "
-             f"token, room for {max(room, 0) / needs['token']:,.0f} tokens, {cache / GB:.1f} GB wanted"]  # fmt: skip
+    notes = [f"vLLM on one GPU: weights {needs['weights'] / GB:.1f} GB, keys and values "
+             f"{needs['token'] / 1e3:.0f} kB a token, room for {max(room, 0) / needs['token']:,.0f} tokens, "
+             f"{cache / GB:.1f} GB wanted"]  # fmt: skip
     if settings.base_url is not None:
         notes = [f"asked at {settings.base_url}: that server's memory is not planned, its speed is taken as here"]
         return {"gpu": 0.0, "host": 0.0, "fits": True, "at_once": wanted, "typical": typical, "notes": notes}
@@ -158,8 +159,9 @@ def explore(config: Config, assumed: Assumed) -> dict[str, Any]:
     budget, kinds = config.explore.budget, len(config.explore.kinds)
     given = config.pool.path is not None or config.oracle.base_url is not None
     images = assumed.pool_images if given else config.world.pool_images
-    seconds = elsewhere(budget * kinds, config.oracle, config, assumed) if config.explore.questions == "capability" else 0.0
-    notes = [f"{budget:,} of {images:,} images, {kinds} questions each, which the oracle writes"]
+    written = budget * kinds if config.explore.questions == "capability" else 0
+    seconds = elsewhere(written, config.oracle, config, assumed)
+    notes = [f"{budget:,} of {images:,} images, {kinds} questions each, of which the oracle writes {written:,}"]
     return phase(seconds, seconds, host=assumed.worker_bytes + images * assumed.embedding_bytes, notes=notes)
 
 
@@ -183,7 +185,7 @@ def review(config: Config) -> dict[str, Any]:
         return phase(0.0, 0.0, notes=[f"{questions:,} items at first, {later:,.0f} at most later: simulated"])
     each = config.review.seconds_per_item * (1 + config.review.double_share)
     notes = [f"{questions:,} items in the first iteration, {later:,.0f} at most in each other one, "
-             f"{config.review.seconds_per_item:g} s each, and {config.review.double_share:.0%} of them read twice"]  # fmt: skip
+             f"{config.review.seconds_per_item:g} s each, {config.review.double_share:.0%} read twice"]  # fmt: skip
     return phase(None, None, notes=notes, people_seconds={"first": questions * each, "last": later * each})
 
 

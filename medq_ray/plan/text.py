@@ -27,9 +27,8 @@ def described(found: dict[str, Any]) -> str:
 def row(name: str, phase: dict[str, Any]) -> str:
     memory = [f"{phase[where] / GB:.1f} GB" if phase[where] else "-" for where in ("gpu_memory", "host_memory")]
     people = phase.get("people_seconds")
-    times = [
-        f"{people[when] / 3600:.1f} h work" if people else duration(phase["seconds"][when]) for when in ("first", "last")
-    ]
+    times = [f"{people[when] / 3600:.1f} h work" if people else duration(phase["seconds"][when])
+             for when in ("first", "last")]  # fmt: skip
     return f"{name:<10}{memory[0]:>10}{memory[1]:>10}{times[0]:>12}{times[1]:>12}   {'yes' if phase['fits'] else 'NO'}"
 
 

@@ -84,6 +84,7 @@ def load():
 
     from medq_ray.evolve.encoding import SampleEncoder
 
+    torch.set_num_threads(1)  # the engine computes beside it
     return lambda folder: (
         SampleEncoder(folder), AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
     )  # fmt: skip
