@@ -144,7 +144,7 @@ def export(store: "Store", run_dir: Path, iteration: int, now: Callable[[], floa
         known = transaction.iteration(iteration)
         if known is None or known["fingerprint"] != annotated.fingerprint:
             raise ValueError(f"{store.address} does not hold iteration {iteration} of {run.root}")
-        left = sum(row["items"] for row in transaction.left(now())
+        left = sum(row["items"] for row in transaction.left()
                    if row["iteration"] == iteration and row["stage"] != "done")  # fmt: skip
         if left:
             raise ValueError(f"awaiting review: {left:,} items of iteration {iteration}")

@@ -448,4 +448,4 @@ def test_without_the_store_one_line_says_so(room, tmp_path, monkeypatch):
 
 def test_the_interface_describes_itself(room):
     paths = room.client().get("/api/openapi.json").json()["paths"]
-    assert "/api/leases/{token}/verdict" in paths and len(paths) == 13
+    assert "/api/leases/{token}/verdict" in paths and len(paths) == 14

@@ -334,8 +334,8 @@ def test_script_in_every_text_stays_text(desk, large, tmp_path):
     assert at.complaints() == []
 
 
-def test_a_colleague_is_asked_by_name(desk, pictures):
-    at = desk([piece(n, "how", "ct", pictures) for n in range(3)], {"ann": "reviewer", "ben": "reviewer", "lea": "lead"})
+def test_a_colleague_is_asked_by_name(desk, large):
+    at = desk([piece(n, "how", "ct", large) for n in range(3)], {"ann": "reviewer", "ben": "reviewer", "lea": "lead"})
     at.log_in("ann")
     at.press("f")
     whom = at.browser.find_element(By.CSS_SELECTOR, "select[aria-label='Whose opinion']")
