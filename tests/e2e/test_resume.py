@@ -16,6 +16,7 @@ from medq_ray.artifacts import read_table
 from medq_ray.ledger import Ledger
 from medq_ray.promotion import MARK
 from medq_ray.synthetic.world import write_world
+from tests.evolve.run_evolve import timeless
 
 PLACES = [
     "manifest:pool",
@@ -45,13 +46,14 @@ def tokens(run_dir: Path) -> dict[str, float]:
     return {what: amount for what, amount in Ledger(run_dir / "ledger.jsonl").total().items() if "tokens" in what}
 
 
-def result_files(run_dir: Path) -> dict[str, str]:
-    """Step file -> digest, from the manifests."""
+def result_files(run_dir: Path) -> dict[str, object]:
+    """Step file -> digest, from the manifests; of a training's metrics what no clock decides."""
     files = {}
     for manifest in run_dir.rglob("MANIFEST.json"):
         step = str(manifest.parent.relative_to(run_dir))
         for name, digest in json.loads(manifest.read_text())["files"].items():
-            files[f"{step}/{name}"] = digest
+            if not name.startswith("tensorboard/"):
+                files[f"{step}/{name}"] = timeless(manifest.parent) if name == "metrics.jsonl" else digest
     return files
 
 

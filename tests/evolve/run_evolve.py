@@ -22,6 +22,7 @@ CONFIG = Config(evolve=Evolve(learning_rate=5e-4, epochs=4, batch_size=4, tfidf_
                               activation_checkpointing=False))  # fmt: skip
 """Rows of at most two short samples, so that a step is of one row or of two and workers have unequal numbers of them."""
 STEPS_AN_EPOCH = 7
+TIMES = {"seconds", "samples_per_second", "tokens_per_second", "mfu", "memory_bytes"}
 
 
 def run(images: list[dict], folder: Path, config: Config = CONFIG, checkpoint: Path | None = None) -> dict:
@@ -40,6 +41,11 @@ def steps(folder: Path) -> list[dict]:
     path = folder / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+
+
+def timeless(folder: Path) -> list[dict]:
+    """The same without how fast they were."""
+    return [{name: value for name, value in step.items() if name not in TIMES} for step in steps(folder)]
 
 
 def lose_a_node(folder: Path) -> None:

@@ -19,11 +19,10 @@ from medq_ray.evolve.dataset import read_dataset
 from medq_ray.evolve.sft import fine_tune
 from medq_ray.model.tiny import embedded_checkpoint
 from tests.evolve import fake
-from tests.evolve.run_evolve import CONFIG, STEPS_AN_EPOCH, run, steps
+from tests.evolve.run_evolve import CONFIG, STEPS_AN_EPOCH, run, steps, timeless
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
-TIMES = {"seconds", "samples_per_second", "tokens_per_second", "mfu", "memory_bytes"}
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +43,13 @@ def command(images, tmp_path):
     return [sys.executable, "-m", "tests.evolve.run_evolve", str(tmp_path / "images.json"), str(tmp_path / "run")]
 
 
-def without_times(folder: Path) -> list[dict]:
-    return [{name: value for name, value in step.items() if name not in TIMES} for step in steps(folder)]
-
-
 def same_results(folder: Path, expected: Path) -> None:
     """Every file but the clock's."""
     def files(root: Path) -> dict[Path, str]:
         return {path.relative_to(root): digest_file(path) for path in sorted(root.rglob("*"))
                 if path.is_file() and path.name != "metrics.jsonl" and path.parent.name != "tensorboard"}  # fmt: skip
 
-    assert without_times(folder) == without_times(expected)
+    assert timeless(folder) == timeless(expected)
     assert files(folder) == files(expected)
 
 
@@ -201,7 +196,7 @@ def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command,
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "a training worker died" in finished.stderr
-    ours, theirs = without_times(tmp_path / "run"), without_times(unbroken[0])
+    ours, theirs = timeless(tmp_path / "run"), timeless(unbroken[0])
     assert [step["samples"] for step in ours] == [step["samples"] for step in theirs]
     assert [step["tokens"] for step in ours] == [step["tokens"] for step in theirs]
     weights = [load_file(folder / "checkpoint" / "model.safetensors")
