@@ -25,8 +25,9 @@ def review() -> None:
 @STORE
 @click.option("--host", default="127.0.0.1", show_default=True, help="Whom to listen to: this machine, or 0.0.0.0.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="A free one if you do not say.")
+@click.option("--behind-proxy", is_flag=True, help="Believe a proxy on this machine who asks, and by https or not.")
 @SET
-def serve(address: str, host: str, port: int, assignments: tuple) -> None:
+def serve(address: str, host: str, port: int, behind_proxy: bool, assignments: tuple) -> None:
     """Serve the review console until Ctrl-C.
 
     Example:  medq review serve --store runs/demo/review.db --port 8080 --set review.lease_minutes=5
@@ -45,7 +46,11 @@ def serve(address: str, host: str, port: int, assignments: tuple) -> None:
             click.echo(f"review console: {url}")
             if is_external(url):
                 click.echo("warning: tokens travel as they are: put a proxy with TLS in front", err=True)
-            server = uvicorn.Server(uvicorn.Config(console(store, settings), log_level="warning", server_header=False))
+            server = uvicorn.Server(
+                uvicorn.Config(  # else anybody on this machine could name another address at each wrong login
+                    console(store, settings), log_level="warning", server_header=False, proxy_headers=behind_proxy
+                )
+            )
             try:
                 server.run([listener])
             except KeyboardInterrupt:  # uvicorn has shut down, and passes it on

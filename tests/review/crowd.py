@@ -27,8 +27,9 @@ LOOK_AGAIN = 0.5
 class Server:
     """`medq review serve` in a process of its own, always on the same port."""
 
-    def __init__(self, address: str, *settings: str):
+    def __init__(self, address: str, *settings: str, flags: tuple[str, ...] = ()):
         self.command = [sys.executable, "-m", "medq_ray.cli", "review", "serve", "--store", address]
+        self.command += [*flags]
         self.command += [word for setting in settings for word in ("--set", setting)]
         self.port = "0"
         self.start()

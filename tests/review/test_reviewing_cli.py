@@ -3,7 +3,10 @@
 import json
 import socket
 
+import httpx
+import pytest
 from click.testing import CliRunner
+from crowd import Server
 from test_handover import CONFIG, reviewed, run_with
 
 from medq_ray import cli
@@ -70,3 +73,15 @@ def test_a_taken_port_is_one_line(tmp_path):
         port = str(taken.getsockname()[1])
         done = CliRunner().invoke(cli.main, ["review", "serve", "--store", str(tmp_path / "r.db"), "--port", port])
     assert done.exit_code == 1 and "in use" in done.output and len(done.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags, refused", [((), True), (("--behind-proxy",), False)])
+def test_only_a_proxy_that_is_meant_may_say_who_asks(tmp_path, flags, refused):
+    """Else whoever reaches the port would name another address with each wrong token."""
+    Store(str(tmp_path / "review.db")).close()
+    with Server(str(tmp_path / "review.db"), flags=flags) as server:
+        found = [
+            httpx.post(f"{server.url}/login", data={"token": "no"}, headers={"X-Forwarded-For": f"192.0.2.{n}"}).status_code
+            for n in range(12)
+        ]
+    assert set(found) == ({401, 429} if refused else {401})
