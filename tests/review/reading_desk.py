@@ -59,8 +59,7 @@ class Desk:
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def log_in(self, name: str) -> None:
-        self.browser.get(f"{self.address}/login")
-        self.browser.delete_all_cookies()
+        self.browser.execute_cdp_cmd("Network.clearBrowserCookies", {})  # before a page of whoever was here can do more
         self.browser.get(f"{self.address}/login")
         self.browser.execute_script("sessionStorage.clear()")
         focused = "return document.activeElement.id"  # a moment after the page has loaded
