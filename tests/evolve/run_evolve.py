@@ -1,13 +1,10 @@
 """Runs one `evolve` on the images of a folder in its own Ray, for the tests that kill it:
 
     python -m tests.evolve.run_evolve IMAGES FOLDER [section.field=value ...]
-    python -m tests.evolve.run_evolve IMAGES FOLDER --nodes ...     on two nodes; the second dies after the first epoch
 """
 
 import json
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,31 +45,10 @@ def timeless(folder: Path) -> list[dict]:
     return [{name: value for name, value in step.items() if name not in TIMES} for step in steps(folder)]
 
 
-def lose_a_node(folder: Path) -> None:
-    """Start a cluster of two nodes with room for one worker each; the second dies when an epoch is done."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address)
-
-    def watch() -> None:
-        while len(steps(folder)) <= STEPS_AN_EPOCH:
-            time.sleep(0.05)
-        cluster.remove_node(second, allow_graceful=False)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
     import ray
 
     rows, target = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    changes = [argument for argument in sys.argv[3:] if argument != "--nodes"]
-    if "--nodes" in sys.argv:
-        lose_a_node(target)
-    else:
-        ray.init(address="local", num_cpus=4, include_dashboard=False)
-    print(json.dumps(run(rows, target, override(CONFIG, changes))), flush=True)
+    ray.init(address="local", num_cpus=4, include_dashboard=False)
+    print(json.dumps(run(rows, target, override(CONFIG, sys.argv[3:]))), flush=True)
     ray.shutdown()

@@ -175,7 +175,7 @@ def test_trl_collates_an_export_with_loss_on_the_answers(exported, run_dir, tmp_
     datasets, _ = pytest.importorskip("datasets"), pytest.importorskip("trl")
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-    from medq_ray.evolve.encoding import IGNORED, encode, load_processor
+    from medq_ray.evolve.encoding import IGNORED, SampleEncoder
     from medq_ray.model.tiny import embedded_checkpoint
 
     monkeypatch.chdir(exported)
@@ -183,15 +183,15 @@ def test_trl_collates_an_export_with_loss_on_the_answers(exported, run_dir, tmp_
     code = (exported / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     exec(code, scope)  # what the card tells people to do
-    processor = load_processor(embedded_checkpoint())
-    collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    encoder = SampleEncoder(embedded_checkpoint())
+    collator = DataCollatorForVisionLanguageModeling(encoder.processor, completion_only_loss=True)
     for row, line in zip(scope["data"], lines(exported / "parts.jsonl"), strict=True):
         batch = collator([dict(row)])
         pixels = [np.array(read_image(exported / image)) for image in line["images"]]
         texts = [turn["content"][-1]["text"] for turn in line["messages"]]
-        tokens, _ = encode(processor, pixels, *texts)
-        ours, theirs = tokens["labels"][0], batch["labels"][0]
-        length = tokens["input_ids"].shape[1]
-        assert batch["input_ids"][0, :length].tolist() == tokens["input_ids"][0].tolist()
+        sample = encoder.encode(pixels, *texts)
+        ours, theirs = sample["labels"], batch["labels"][0]
+        length = len(ours)
+        assert batch["input_ids"][0, :length].tolist() == sample["input_ids"].tolist()
         assert theirs[:length].tolist() == ours.tolist()
         assert (ours != IGNORED).any()
