@@ -57,7 +57,7 @@ def stream(rows: Iterable[Row], samples: list[dict], checkpoint: Path, loaders: 
     if not items:
         return iter(())
     encoded = from_items(items, len(items) // BLOCK).map(packed, **in_processes(checkpoint, loaders))
-    return ahead(zip(rows, tensors(encoded), strict=True))
+    return ahead(zip(rows, tensors(encoded, items, checkpoint.resolve()), strict=True))
 
 
 def from_items(items: list[dict], blocks: int) -> "Dataset":
@@ -109,16 +109,18 @@ def encoder(checkpoint: Path) -> "SampleEncoder":
     return SampleEncoder(checkpoint)
 
 
-def tensors(encoded: "Dataset") -> Iterator["dict[str, Tensor]"]:
+def tensors(encoded: "Dataset", items: list[dict], checkpoint: Path) -> Iterator["dict[str, Tensor]"]:
     import ray
     import torch
 
+    done = 0
     try:
-        for row in encoded.iter_rows():
+        for done, row in enumerate(encoded.iter_rows(), 1):
             yield {name: torch.tensor(array) for name, array in row.items()}
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(str(error.cause)) from error
+        if isinstance(error.cause, ray.exceptions.UserCodeException):  # keeps nothing of what our code raised
+            for item in items[done:]:
+                packed(item, checkpoint)
         raise
 
 
