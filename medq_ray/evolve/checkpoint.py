@@ -8,11 +8,14 @@ before.
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray.train
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -28,21 +31,31 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 DONE = "step.json"
 
 
+@contextmanager
+def written(what: str, folder: Path) -> Iterator[None]:
+    """Raises ValueError, since it would come again, for what cannot be written to `folder`, naming how much room is
+    left there."""
+    try:
+        yield
+    except (CheckpointException, SafetensorError, OSError) as error:
+        found = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        free = shutil.disk_usage(folder).free / 1e9
+        raise ValueError(f"{what} cannot be written to {folder}, where {free:.1f} GB are free; make room and give the "
+                         f"same command again ({one_line(found, 120)})") from error  # fmt: skip
+
+
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int, scratch: Path) -> None:
     """Report the finished step to Ray Train with every rank's shard of weights and optimizer.
 
     Shards are written in `scratch`, on the disk that keeps them: what other places hold temporary files may be too
-    small for 96 GB of an 8B model's. Raises OSError where they cannot be written.
+    small for 96 GB of an 8B model's. Raises ValueError as `written`.
     """
     weights, moments = get_state_dict(model, optimizer)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="saving-") as folder:
-        try:
-            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
-        except CheckpointException as error:
-            first = one_line(next(iter(error.failures.values()))[0], 120)
-            free = shutil.disk_usage(scratch).free / 1e9
-            raise OSError(f"checkpoint after step {step} cannot be written to {scratch}, where {free:.1f} GB are free; "
-                          f"make room and give the same command again ({first})") from error  # fmt: skip
+    with (
+        written(f"checkpoint after step {step}", scratch),
+        tempfile.TemporaryDirectory(dir=scratch, prefix="saving-") as folder,
+    ):
+        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
         if rank == 0:
             Path(folder, DONE).write_text(json.dumps(step))
         ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -70,16 +83,20 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def export(model: nn.Module, source: Path, target: Path, rank: int) -> None:
-    """Write a plain Hugging Face folder: our weights in the source's number format, all else copied from `source`."""
+    """Write a plain Hugging Face folder: our weights in the source's number format, all else copied from `source`.
+    Raises ValueError as `written`."""
     from transformers import AutoConfig
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if rank == 0:
+    if rank != 0:
+        return
+    with written("the trained checkpoint", target.parent):
         dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
         names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         tied = names - {name for name, _ in model.named_parameters()}  # stored once, under the first name
         shutil.rmtree(target, ignore_errors=True)
-        model.save_pretrained(target, state_dict={k: v.to(dtype) for k, v in state.items() if k not in tied})
+        weights = {name: state.pop(name).to(dtype) for name in list(state) if name not in tied}  # not all of it twice
+        model.save_pretrained(target, state_dict=weights)
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.endswith(WEIGHT_FILES):
                 shutil.copyfile(file, target / file.name)

@@ -14,13 +14,14 @@ from tensorboardX import SummaryWriter
 from torch import nn
 
 from medq_ray.evolve.adapters import Adapter
+from medq_ray.evolve.checkpoint import written
 from medq_ray.evolve.flops import Sizes, peak_of, step_flops
 
 FILE, BOARD = "metrics.jsonl", "tensorboard"
 
 
 def sizes_of(model: nn.Module, adapter: Adapter) -> Sizes:
-    """Of a model that is not sharded yet."""
+    """Of a model, sharded or not."""
     parts = {"language": 0, "vision": 0, "projector": 0}
     for name, parameter in model.named_parameters():
         parts[adapter.part(name)] += parameter.numel()
@@ -35,7 +36,7 @@ def sizes_of(model: nn.Module, adapter: Adapter) -> Sizes:
 
 def patch_values(model: nn.Module) -> int:
     """Pixel values of one patch: what a weight of a vision tower's first layer, a convolution, looks at."""
-    return next(m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)).weight[0].numel()
+    return next(m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)).weight.shape[1:].numel()
 
 
 class Metrics:
@@ -45,7 +46,7 @@ class Metrics:
     def __init__(
         self, folder: Path, model: nn.Module, adapter: Adapter, device: torch.device, world: int, done: int
     ):
-        """model: not sharded yet. done: steps to go on after; what a killed run wrote after its last checkpoint is
+        """done: steps to go on after; what a killed run wrote after its last checkpoint is
         done again."""
         self.device, self.world, self.sizes = device, world, sizes_of(model, adapter)
         self.patch = patch_values(model)
@@ -69,8 +70,9 @@ class Metrics:
             "mfu": round(needed / seconds / (peak * self.world), 4) if peak else None,
             "memory_bytes": self.memory(),
         }
-        self.log.write(json.dumps(numbers) + "\n")
-        self.log.flush()
+        with written(f"the metrics of step {numbers['step']}", Path(self.log.name).parent):
+            self.log.write(json.dumps(numbers) + "\n")
+            self.log.flush()
         for name, value in numbers.items():
             if value is not None and name not in ("step", "epoch"):
                 self.board.add_scalar(name, value, numbers["step"])

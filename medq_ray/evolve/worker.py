@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -21,7 +22,7 @@ from medq_ray.evolve import attention
 from medq_ray.evolve.adapters import Adapter, adapter_of
 from medq_ray.evolve.checkpoint import export, restore, save, steps_done
 from medq_ray.evolve.dataset import read_dataset
-from medq_ray.evolve.encoding import IGNORED
+from medq_ray.evolve.encoding import IGNORED, skeleton
 from medq_ray.evolve.feed import stream
 from medq_ray.evolve.metrics import Metrics
 from medq_ray.evolve.packing import Row, schedule
@@ -53,9 +54,8 @@ def train(job: dict) -> dict:
         ),
         samples, checkpoint, settings["loaders"],
     )  # fmt: skip
-    model = load_model(checkpoint, settings)
+    model = load_model(checkpoint, settings, device)
     metrics = Metrics(Path(job["metrics"]), model, adapter_of(checkpoint), device, world, done) if rank == 0 else None
-    model = sharded(model, device)
     optimizer = new_optimizer(model, settings)
     restore(model, optimizer)
     seconds, stepped, began, losses = 0.0, 0, time.perf_counter(), []
@@ -79,26 +79,44 @@ def train(job: dict) -> dict:
     return {"samples_stepped": stepped, "seconds_stepping": seconds}
 
 
-def load_model(checkpoint: Path, settings: dict) -> nn.Module:
-    """The checkpoint in float32, ready to train: our attention, frozen parts frozen, activations kept or not."""
+def load_model(checkpoint: Path, settings: dict, device: torch.device) -> nn.Module:
+    """The checkpoint in float32, sharded over all ranks and ready to train.
+
+    Rank 0 alone reads the weights and sends one tensor after another: eight ranks that each read 8B in float32 would
+    need 255 GB of host memory.
+    """
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
-    prepare(model, adapter_of(checkpoint), settings)
+    model = sharded(prepared(skeleton(checkpoint), adapter_of(checkpoint), settings), device)
+    model.to_empty(device=device)
+    model.tie_weights()  # what shares its weights has been given memory of its own
+    weights: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    if dist.get_rank() == 0:
+        whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+        weights, buffers = whole.state_dict(), dict(whole.named_buffers())
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    for name, buffer in model.named_buffers():  # such as rotary frequencies, which no checkpoint holds
+        if name in buffers:
+            buffer.copy_(buffers[name])
+        dist.broadcast(buffer, src=0)
     return model
 
 
-def prepare(model: nn.Module, adapter: Adapter, settings: dict) -> None:
-    """Set a loaded model up for training, in place; see `load_model`."""
+def prepared(model: nn.Module, adapter: Adapter, settings: dict) -> nn.Module:
+    """Set a model up for training, in place: our attention, frozen parts frozen, activations kept or not."""
+    model.train()
     model.set_attn_implementation({part: attention.NAME for part in model.config.sub_configs})
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(settings[f"train_{adapter.part(name)}"])
     if settings["activation_checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def sharded(model: nn.Module, device: torch.device) -> nn.Module:
-    """Shard the model over all ranks in place: each block of at least UNIT parameters, then the rest.
+    """Shard a model over all ranks in place, before it has weights: each block of at least UNIT parameters, then
+    the rest.
 
     Stacks are found as what they are in every transformer (`nn.ModuleList`), not by the names of one architecture.
     Weights and optimizer are float32; a GPU computes in bfloat16, a CPU in float32, which is faster at small sizes.
@@ -107,7 +125,6 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
     policy = MixedPrecisionPolicy()
     if device.type == "cuda":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    model.to(device)
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for stack in reversed(stacks):  # inner before outer
         for block in stack:

@@ -71,8 +71,8 @@ def training(model: Model, row: Row, *, device: Device, world: int, checkpointin
     """Bytes of one of `world` workers at the peak of a step, and of what it is made.
 
     frozen: parts that are not trained. Keys: weights, moments (as they lie there all the time), inputs; gathered
-    weights, gradients and activations of the worst moment; peak, their sum; start, before a step: all weights as they
-    are loaded, and the shard of them.
+    weights, gradients and activations of the worst moment; peak, their sum. Loading takes
+    less: a shard, and one tensor after another.
     """
     trained = sum(count for part, count in model.parameters.items() if part not in frozen)
     always = {
@@ -84,7 +84,7 @@ def training(model: Model, row: Row, *, device: Device, world: int, checkpointin
     update = {"gathered": 0, "gradients": own, "activations": own}  # AdamW over all tensors at once: one more copy
     worst = max([*moments(model, row, device, world, checkpointing, frozen), update], key=lambda one: sum(one.values()))
     peak = sum(always.values()) + sum(worst.values())
-    return always | worst | {"peak": peak, "start": MASTER * model.total + always["weights"]}
+    return always | worst | {"peak": peak}
 
 
 def moments(

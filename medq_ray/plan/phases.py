@@ -200,9 +200,9 @@ def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed
     needs = training(
         model, row, device=GPU, world=hardware.gpus, checkpointing=settings.activation_checkpointing, frozen=frozen
     )
-    gpu = max(needs["peak"], needs["start"]) * (1 + assumed.fragmentation) + assumed.framework_bytes
-    # Every worker reads all weights as float32 before it keeps its shard.
-    host = hardware.gpus * (4 * model.total + (1 + settings.loaders) * assumed.worker_bytes)
+    gpu = needs["peak"] * (1 + assumed.fragmentation) + assumed.framework_bytes
+    # One worker reads all weights as float32 before all have their shards, and has them all again to export them.
+    host = 4 * model.total + hardware.gpus * (1 + settings.loaders) * assumed.worker_bytes
     fresh = config.explore.budget * len(kinds)
     rounds = config.loop.max_iterations if settings.replay == "all" else 1
     useful = step_flops(flops_sizes(model), [round(sample)], round(answer), load.image * model.merged, load.image)
@@ -212,7 +212,7 @@ def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed
     notes = [
         f"a GPU at its peak: weights {needs['weights'] / GB:.1f}, moments {needs['moments'] / GB:.1f}, gathered "
         f"{needs['gathered'] / GB:.1f}, gradients {needs['gradients'] / GB:.1f}, activations "
-        f"{needs['activations'] / GB:.1f} GB; {needs['start'] / GB:.1f} GB while weights are loaded",
+        f"{needs['activations'] / GB:.1f} GB",
         f"rows of {settings.max_tokens:,} tokens; {fresh:,} samples of {sample:.0f} tokens, {settings.epochs} epochs; "
         f"the last iteration has {rounds * fresh:,}",
     ]

@@ -1,6 +1,7 @@
 """A few images with questions, annotations, verdicts and samples, for the tests of this phase."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,18 @@ def tables(images: list[dict]) -> dict[str, pa.Table]:
         "verdicts": pa.Table.from_pylist([], schema=schema.VERDICT),
         "images": pooled(images),
     }
+
+
+def trainable(checkpoint: Path, settings: dict) -> Any:
+    """The model of a checkpoint as one process trains it, in float32; settings: of the evolve section."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from medq_ray.evolve.adapters import adapter_of
+    from medq_ray.evolve.worker import prepared
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    return prepared(model, adapter_of(checkpoint), settings)
 
 
 def samples(images: list[dict]) -> pa.Table:

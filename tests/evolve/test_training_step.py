@@ -7,6 +7,7 @@ import pytest
 
 from medq_ray.evolve.packing import Row
 from medq_ray.images import read_image
+from tests.evolve import fake
 
 torch = pytest.importorskip("torch")
 
@@ -32,10 +33,17 @@ def model(checkpoint):
 
 
 def loaded(checkpoint: Path, **changes: object):
+    """As one process holds it."""
+    torch.set_num_threads(1)
+    return fake.trainable(checkpoint, SETTINGS | changes)
+
+
+def sharded(checkpoint: Path):
+    """As a worker loads it."""
     from medq_ray.evolve.worker import load_model
 
     torch.set_num_threads(1)
-    return load_model(checkpoint, SETTINGS | changes)
+    return load_model(checkpoint, SETTINGS, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -190,7 +198,7 @@ def test_units_rows_and_rows_that_do_not_count_make_no_difference(checkpoint, en
     units, weights, numbers = [], [], []
     for smallest, rows in ((worker.UNIT, whole), (1, whole), (worker.UNIT, parts)):
         monkeypatch.setattr(worker, "UNIT", smallest)
-        model = worker.sharded(loaded(checkpoint), torch.device("cpu"))
+        model = sharded(checkpoint)
         units.append(sum(isinstance(module, FSDPModule) for module in model.modules()))
         numbers.append(stepped(model, rows))
         weights.append({name: p.full_tensor() for name, p in model.named_parameters()})
@@ -207,28 +215,34 @@ def test_nan_stops_before_the_weights_change_and_names_the_samples(checkpoint, e
     from medq_ray.evolve import worker
 
     poisoned = [encoded[2], {**encoded[3], "pixel_values": torch.full_like(encoded[3]["pixel_values"], math.nan)}]
-    model = worker.sharded(loaded(checkpoint), torch.device("cpu"))
+    model = sharded(checkpoint)
     before = [p.full_tensor().clone() for p in model.parameters()]
     with pytest.raises(ValueError, match="step 7: loss nan.*1 samples.* q3; .*lower evolve.learning_rate"):
         stepped(model, [(Row(7, (2, 3), 2, True), poisoned)])
     assert all(torch.equal(p.full_tensor(), old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-def test_a_full_disk_is_named_with_the_step(checkpoint, one_rank, tmp_path):
+@pytest.fixture
+def no_room():
+    """No file may be larger than 100 kB: a write fails as on a full disk."""
     import resource
 
-    from medq_ray.evolve import worker
-    from medq_ray.evolve.checkpoint import save
-
-    model = worker.sharded(loaded(checkpoint), torch.device("cpu"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may be larger: a write fails as on a full disk
-    try:
-        with pytest.raises(OSError, match=f"checkpoint after step 7 .* {tmp_path}, .* GB are free; make room"):
-            save(model, worker.new_optimizer(model, SETTINGS), 7, 0, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named_with_what_found_no_room(checkpoint, one_rank, tmp_path, no_room):
+    from medq_ray.evolve import worker
+    from medq_ray.evolve.checkpoint import export, save
+
+    model = sharded(checkpoint)
+    with pytest.raises(ValueError, match=f"checkpoint after step 7 .* {tmp_path}, .* GB are free; make room"):
+        save(model, worker.new_optimizer(model, SETTINGS), 7, 0, tmp_path)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"trained checkpoint .* {tmp_path}, .* GB are free; make room"):
+        export(model, checkpoint, tmp_path / "export", 0)
 
 
 def test_counted_operations_are_those_that_torch_counts(checkpoint, encoded):

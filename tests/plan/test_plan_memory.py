@@ -65,7 +65,7 @@ def measured(checkpoint, encoded, samples, settings):
     from tests.plan.measuring import held, peak_of
 
     torch.set_num_threads(1)
-    model = worker.sharded(worker.load_model(checkpoint, settings), torch.device("cpu"))
+    model = worker.load_model(checkpoint, settings, torch.device("cpu"))
     optimizer = worker.new_optimizer(model, settings)
     tensors = pack(encoded)
     row = packing.Row(1, tuple(range(len(encoded))), len(encoded), last=True)
