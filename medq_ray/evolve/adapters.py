@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def text_positions(model: nn.Module, tokens: dict[str, Tensor], others: dict[str, Tensor]) -> Tensor:
+Model = Callable[[], "nn.Module"]
+"""Gives the model without weights."""
+
+
+def text_positions(model: Model, tokens: dict[str, Tensor], others: dict[str, Tensor]) -> Tensor:
     """int64 (1, T): 0 to T - 1."""
     import torch
 
     return torch.arange(tokens["input_ids"].shape[1])[None]
 
 
-def multimodal_positions(model: nn.Module, tokens: dict[str, Tensor], others: dict[str, Tensor]) -> Tensor:
+def multimodal_positions(model: Model, tokens: dict[str, Tensor], others: dict[str, Tensor]) -> Tensor:
     """int64 (3, T): time, height and width, which are all the same for text (Qwen2.5-VL's M-RoPE)."""
-    positions, _ = model.model.get_rope_index(
+    positions, _ = model().model.get_rope_index(
         tokens["input_ids"],
         mm_token_type_ids=tokens["mm_token_type_ids"],
         image_grid_thw=others.get("image_grid_thw"),
@@ -40,8 +44,8 @@ class Adapter:
     """Name of the module that sees."""
     projector: str
     """Of the one that turns what was seen into tokens; may lie within `vision`."""
-    positions: Callable[[nn.Module, dict[str, Tensor], dict[str, Tensor]], Tensor]
-    """(the model, one sample's token-aligned tensors (1, T), its others) to its position ids (P, T)."""
+    positions: Callable[[Model, dict[str, Tensor], dict[str, Tensor]], Tensor]
+    """(what gives the model, one sample's token-aligned tensors (1, T), its others) to its position ids (P, T)."""
 
     def part(self, parameter: str) -> str:
         """'vision', 'projector' or 'language': where a parameter of this name belongs; the head is language."""

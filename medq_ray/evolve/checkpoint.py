@@ -83,20 +83,20 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def export(model: nn.Module, source: Path, target: Path, rank: int) -> None:
-    """Write a plain Hugging Face folder: our weights in the source's number format, all else copied from `source`.
-    Raises ValueError as `written`."""
-    from transformers import AutoConfig
+    """Write a plain Hugging Face folder: our weights by the source's names and in its number format, all else copied
+    from `source`. Raises ValueError as `written`."""
+    from transformers import AutoModelForImageTextToText
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank != 0:
         return
+    # A model that was loaded knows by which names a checkpoint has its weights; one that was built from a config writes
+    # other ones, which vLLM does not know.
+    whole = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    whole.load_state_dict(state)
+    shutil.rmtree(target, ignore_errors=True)
     with written("the trained checkpoint", target.parent):
-        dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
-        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        tied = names - {name for name, _ in model.named_parameters()}  # stored once, under the first name
-        shutil.rmtree(target, ignore_errors=True)
-        weights = {name: state.pop(name).to(dtype) for name in list(state) if name not in tied}  # not all of it twice
-        model.save_pretrained(target, state_dict=weights)
+        whole.save_pretrained(target)
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.endswith(WEIGHT_FILES):
                 shutil.copyfile(file, target / file.name)

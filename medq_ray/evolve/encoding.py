@@ -6,6 +6,7 @@ position ids differ (`evolve.adapters`).
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,14 @@ class SampleEncoder:
     """Encodes samples for one checkpoint. Raises ValueError like `adapter_of`."""
 
     def __init__(self, checkpoint: Path):
-        self.adapter = adapter_of(checkpoint)
-        self.processor, self.model = load_processor(checkpoint), skeleton(checkpoint)
+        self.checkpoint, self.adapter = checkpoint, adapter_of(checkpoint)
+        self.processor = load_processor(checkpoint)
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """Without weights. Made when an adapter asks for it: to import what it is made of takes 7 CPU seconds, in every
+        process that encodes, and InternVL's positions do without."""
+        return skeleton(self.checkpoint)
 
     def encode(self, pixels: Sequence[np.ndarray], prompt: str, answer: str) -> dict[str, Tensor]:
         """One sample of T tokens; pixels: its images (H, W, 3) uint8 in their order.
@@ -80,7 +87,7 @@ class SampleEncoder:
         tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
         labels = tokens["input_ids"][0].clone()
         labels[:length] = IGNORED
-        positions = self.adapter.positions(self.model, tokens, others)
+        positions = self.adapter.positions(lambda: self.model, tokens, others)
         return {"input_ids": tokens["input_ids"][0], "labels": labels, "positions": positions, **others}
 
     def read(self, sample: dict) -> dict[str, Tensor]:

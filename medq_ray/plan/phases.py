@@ -201,8 +201,8 @@ def evolve(config: Config, hardware: Hardware, model: Model, load: Load, assumed
         model, row, device=GPU, world=hardware.gpus, checkpointing=settings.activation_checkpointing, frozen=frozen
     )
     gpu = needs["peak"] * (1 + assumed.fragmentation) + assumed.framework_bytes
-    # One worker reads all weights as float32 before all have their shards, and has them all again to export them.
-    host = 4 * model.total + hardware.gpus * (1 + settings.loaders) * assumed.worker_bytes
+    # One worker has all weights as float32 at the start, and at the end beside them those that it exports.
+    host = 6 * model.total + hardware.gpus * (1 + settings.loaders) * assumed.worker_bytes
     fresh = config.explore.budget * len(kinds)
     rounds = config.loop.max_iterations if settings.replay == "all" else 1
     useful = step_flops(flops_sizes(model), [round(sample)], round(answer), load.image * model.merged, load.image)

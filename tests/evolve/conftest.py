@@ -9,6 +9,7 @@ from medq_ray.images import pixel_digest
 from medq_ray.model.tiny import embedded_checkpoint
 from tests import tiny_qwen
 from tests.evolve import fake
+from tests.evolve.run_evolve import run
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,16 @@ def rows(tmp_path_factory) -> list[dict]:
         image |= {"image_id": pixel_digest(pixels), "uri": str(folder / f"{shape[0]}.png")}
         Image.fromarray(pixels).save(image["uri"])
     return chats(fake.samples(images), fake.pooled(images)).to_pylist()
+
+
+@pytest.fixture(scope="session")
+def seven(tmp_path_factory) -> list[dict]:
+    """Images of `unbroken`."""
+    return fake.write_images(tmp_path_factory.mktemp("seven"), 7)
+
+
+@pytest.fixture(scope="session")
+def unbroken(ray_local, seven, tmp_path_factory):
+    """(folder, counts) of a whole fine-tuning of the embedded model on two workers, which nothing disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(seven, folder)

@@ -23,21 +23,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return fake.write_images(tmp_path_factory.mktemp("images"), 7)
-
-
-@pytest.fixture(scope="module")
-def unbroken(ray_local, images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    return folder, run(images, folder)
-
-
 @pytest.fixture
-def command(images, tmp_path):
+def command(seven, tmp_path):
     """Of a run in a Ray of its own, to which settings are added."""
-    (tmp_path / "images.json").write_text(json.dumps(images))
+    (tmp_path / "images.json").write_text(json.dumps(seven))
     return [sys.executable, "-m", "tests.evolve.run_evolve", str(tmp_path / "images.json"), str(tmp_path / "run")]
 
 
@@ -137,7 +126,7 @@ def test_two_workers_equal_one_process_of_plain_torch(unbroken):
     assert (ours - plain).norm() < 1e-2 * (plain - start).norm()
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(unbroken, images, tmp_path):
+def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(unbroken, seven, tmp_path):
     """In the second epoch, in the middle of its steps."""
     def kill() -> None:
         while len(steps(tmp_path)) < STEPS_AN_EPOCH + 3:
@@ -149,7 +138,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(unbroken, image
     killed: list[int] = []
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    counts = run(images, tmp_path)
+    counts = run(seven, tmp_path)
     killer.join(5)
     assert killed and counts["samples_stepped"] == 25 * (CONFIG.evolve.epochs - 1)  # after the first epoch's checkpoint
     same_results(tmp_path, unbroken[0])

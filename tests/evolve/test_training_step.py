@@ -222,6 +222,16 @@ def test_nan_stops_before_the_weights_change_and_names_the_samples(checkpoint, e
     assert all(torch.equal(p.full_tensor(), old) for p, old in zip(model.parameters(), before, strict=True))
 
 
+def test_a_model_that_was_not_trained_is_exported_as_it_was_loaded(checkpoint, one_rank, tmp_path):
+    """Through shards and back, byte for byte, by the same names."""
+    from medq_ray.evolve.checkpoint import export
+
+    export(sharded(checkpoint), checkpoint, tmp_path / "export", 0)
+    files, again = ({path.name: path.read_bytes() for path in folder.iterdir()}
+                    for folder in (checkpoint, tmp_path / "export"))  # fmt: skip
+    assert again == files
+
+
 @pytest.fixture
 def no_room():
     """No file may be larger than 100 kB: a write fails as on a full disk."""
