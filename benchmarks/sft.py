@@ -2,16 +2,18 @@
 
     python -m benchmarks.sft [--json FILE]
     python -m benchmarks.sft --gpu [--tokens 8192] [--json FILE]
+    python -m benchmarks.sft --gpu --model embedded          # the same code rehearsed, also without a GPU
 
 On a CPU: the embedded model, whose processor cuts images into up to six tiles as a real InternVL does, so that samples
 have 40 to 290 tokens; the same samples in the same batches, the same schedule, both in float32 on all cores. Rates are
 of stepping, without the first steps; the peer's is the better of two, with its data loader in the training process (its
 default) and in a process beside it.
 
-On a GPU: InternVL3-8B's sizes with random weights, one packed row a step, full parameters, AdamW; no peer.
+On a GPU: InternVL3-8B's sizes with random weights, one packed row a step, full parameters, AdamW; no peer, no data.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -20,6 +22,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medq_ray.plan.sizes import Model
 
 SAMPLES, BATCH, WARM, SEED, RATE = 640, 16, 5, 0, 1e-4
 SIDES = ((112, 112), (112, 224), (224, 112), (224, 224), (112, 336), (224, 336))
@@ -111,7 +119,7 @@ def peer(dataset: Path, checkpoint: Path, loaders: int) -> tuple[float, list[flo
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     steps = -(-len(rows) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01, fused=True)  # the Trainer's own default
     settings = {"learning_rate": RATE, "warmup": 0.05}
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done + 1, steps, settings))
     with tempfile.TemporaryDirectory() as out:
@@ -164,10 +172,99 @@ def on_cpu() -> dict[str, dict]:
     return rows
 
 
+def random_row(model: "Model", config: Any, most: int) -> dict[str, "Tensor"]:
+    """A packed row of at most `most` tokens, of samples as `medq plan` assumes them: an image, a question, an answer."""
+    import torch
+
+    from medq_ray.config import Explore
+    from medq_ray.evolve.encoding import IGNORED, pack
+    from medq_ray.plan.assumed import Assumed
+    from medq_ray.plan.phases import Load
+
+    load, draw = Load.of(model, Assumed()), torch.Generator().manual_seed(SEED)
+    pixels = (1, 3, *config.vision_config.image_size)
+    samples: list[dict] = []
+    for kind in itertools.cycle(Explore().kinds):
+        length = load.prompt + load.answers[kind]
+        if sum(len(sample["input_ids"]) for sample in samples) + length > most:
+            return pack(samples)
+        ids = torch.randint(config.image_token_id, (length,), generator=draw)
+        ids[: load.image] = config.image_token_id
+        labels = torch.where(torch.arange(length) < load.prompt, IGNORED, ids)
+        samples.append({"input_ids": ids, "labels": labels, "positions": torch.arange(length)[None],
+                        "pixel_values": torch.randn(pixels, generator=draw)})  # fmt: skip
+
+
+def on_gpu(name: str, tokens: int, steps: int = 20) -> dict[str, dict]:
+    """An InternVL of `name`'s sizes with random weights, stepped as a fine-tuning worker does; its medians."""
+    import torch
+    import torch.distributed as dist
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    from medq_ray.config import Evolve
+    from medq_ray.evolve import worker
+    from medq_ray.evolve.adapters import ADAPTERS
+    from medq_ray.evolve.encoding import IGNORED
+    from medq_ray.evolve.metrics import Metrics
+    from medq_ray.evolve.packing import Row
+    from medq_ray.plan import memory
+    from medq_ray.plan.sizes import config_of, sizes_of
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and name != "embedded":
+        raise SystemExit("no GPU here: give --model embedded to rehearse on a CPU")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    raw, settings = config_of(name), Evolve(max_tokens=tokens).model_dump()
+    config, adapter = CONFIG_MAPPING["internvl"].from_dict(raw), ADAPTERS["internvl"]
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    model = worker.sharded(worker.prepared(model, adapter, settings), device)
+    model.to_empty(device=device)
+    model.tie_weights()
+    model.init_weights()
+    optimizer, row = worker.new_optimizer(model, settings), random_row(sizes_of(name), config, tokens)
+    count, length = len(row["lengths"]), int(row["lengths"].sum())
+    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}; rows of {length:,} tokens in "
+          f"{count} samples, {int((row['labels'] != IGNORED).sum())} of them answers", flush=True)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        metrics, ended = Metrics(Path(folder), model, adapter, device, 1, 0), time.perf_counter()
+        for step in range(1, WARM + steps + 1):
+            place = Row(step, tuple(range(count)), count, last=True)
+            tensors = {name: tensor.to(device) for name, tensor in row.items()}
+            losses = worker.backward(model, tensors, place, "sum")
+            asked = [{"question_id": str(i)} for i in range(count)]
+            numbers = worker.finish_step(model, optimizer, [(place, tensors, losses)], asked, RATE, settings)
+            began, ended = ended, time.perf_counter()
+            metrics.write({"step": step, **numbers, "samples": count}, ended - began)
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()][WARM:]
+    dist.destroy_process_group()
+    planned = memory.training(
+        sizes_of(name),
+        memory.Row(length, count, int((row["input_ids"] == config.image_token_id).sum()),
+                   int((row["labels"] != IGNORED).sum()), int(row["lengths"].max()), count),
+        device=memory.GPU if device.type == "cuda" else memory.CPU, world=1,
+        checkpointing=settings["activation_checkpointing"], frozen=set(),
+    )["peak"]  # fmt: skip
+    rates = [line["tokens_per_second"] for line in lines]
+    print(f"tokens/s: median {statistics.median(rates):,.0f}, {min(rates):,.0f} to {max(rates):,.0f} in {steps} steps")
+    found = {f"{name}: tokens/s": {"ours": statistics.median(rates), "unit": "tokens/s"}}
+    if device.type == "cuda":
+        peak, mfu = lines[-1]["memory_bytes"], [line["mfu"] for line in lines]
+        print(f"MFU: {mfu[0] and f'{statistics.median(mfu):.1%}'} (on {torch.cuda.get_device_name(device)})")
+        print(f"peak memory: {peak / 1e9:.1f} GB; medq plan says {planned / 1e9:.1f} ({planned / peak - 1:+.1%})")
+        found[f"{name}: MFU"] = {"ours": mfu[0] and statistics.median(mfu), "unit": "share of the peak"}
+        found[f"{name}: peak memory"] = {"ours": peak, "peer": planned, "ratio": planned / peak, "unit": "bytes",
+                                         "note": "the peer is what medq plan says"}  # fmt: skip
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="the second mode")
+    parser.add_argument("--model", default="hf-hub:OpenGVLab/InternVL3-8B-hf", help="whose sizes it has")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a row")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    found = on_cpu()
+    found = on_gpu(chosen.model, chosen.tokens) if chosen.gpu else on_cpu()
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1))

@@ -46,7 +46,7 @@ from medq_ray.synthetic.truth import load_truth
 from medq_ray.synthetic.world import World, read_world, write_world
 
 LOG = "log.txt"
-VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2, "evolve": 3}
+VERSIONS = {"evaluate": 2, "explore": 2, "annotate": 3, "review": 2, "evolve": 4}
 """Of phases whose results have changed under equal settings; a run of before is not finished with them."""
 PHASES = ("evaluate", "explore", "annotate", "review", "evolve")
 

@@ -134,8 +134,10 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def new_optimizer(model: nn.Module, settings: dict) -> torch.optim.Optimizer:
+    """AdamW in one pass over weights, gradient and moments: without another copy of all gradients, which `foreach` makes
+    (32 GB of an 8B model's on one GPU)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=settings["learning_rate"], weight_decay=settings["weight_decay"], foreach=True)
+    return torch.optim.AdamW(trained, lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=True)
 
 
 def learning_rate(step: int, steps: int, settings: dict) -> float:

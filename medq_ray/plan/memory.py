@@ -2,8 +2,8 @@
 
 A training step is followed as it happens: weights and moments lie there, the forward pass keeps what the backward pass
 will need, block after block, and the backward pass gives it back from the last block to the first while gradients
-appear. Its peak is the largest moment of that, or the update after it. What each operation keeps was read off torch's
-saved tensors on both tiny models; `tests/plan` compares the sum with what torch allocates.
+appear. Its peak is the largest moment of that; the update after it needs nothing new. What each operation keeps was
+read off torch's saved tensors on both tiny models; `tests/plan` compares the sum with what torch allocates.
 """
 
 from collections.abc import Iterator
@@ -80,9 +80,7 @@ def training(model: Model, row: Row, *, device: Device, world: int, checkpointin
         "moments": 2 * MASTER * trained // world,
         "inputs": row.image_tokens * model.merged * model.patch_values * 4,
     }
-    own = MASTER * trained // world
-    update = {"gathered": 0, "gradients": own, "activations": own}  # AdamW over all tensors at once: one more copy
-    worst = max([*moments(model, row, device, world, checkpointing, frozen), update], key=lambda one: sum(one.values()))
+    worst = max(moments(model, row, device, world, checkpointing, frozen), key=lambda one: sum(one.values()))
     peak = sum(always.values()) + sum(worst.values())
     return always | worst | {"peak": peak}
 
