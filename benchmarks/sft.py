@@ -4,10 +4,12 @@
     python -m benchmarks.sft --gpu [--tokens 8192] [--json FILE]
     python -m benchmarks.sft --gpu --model embedded          # the same code rehearsed, also without a GPU
 
-On a CPU: the embedded model, whose processor cuts images into up to six tiles as a real InternVL does, so that samples
-have 40 to 290 tokens; the same samples in the same batches, the same schedule, both in float32 on all cores. Rates are
-of stepping, without the first steps; the peer's is the better of two, with its data loader in the training process (its
-default) and in a process beside it.
+On a CPU: two small models whose processor cuts images into up to six tiles as a real InternVL does, so that samples have
+40 to 290 tokens. One is the embedded model, two thirds of whose operations are its vision tower's, which no trainer pads;
+the other has InternVL3-8B's proportions, where the language model computes six times as much on an image as the vision
+tower, and random weights. The same samples in the same batches, the same schedule, both in float32 on all cores. Rates
+are of stepping, without the first steps; the peer's is the better of two, with its data loader in the training process
+(its default) and in a process beside it.
 
 On a GPU: InternVL3-8B's sizes with random weights, one packed row a step, full parameters, AdamW; no peer, no data.
 """
@@ -34,8 +36,8 @@ SIDES = ((112, 112), (112, 224), (224, 112), (224, 224), (112, 336), (224, 336))
 """Sizes of images: one to six tiles, and one of the whole where there are several."""
 
 
-def prepare(folder: Path) -> tuple[Path, Path]:
-    """(data set, checkpoint): samples of every kind about degraded phantoms of all SIDES."""
+def prepare(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """(data set, checkpoints by name): samples of every kind about degraded phantoms of all SIDES."""
     from PIL import Image
 
     from medq_ray.evolve.dataset import write_dataset
@@ -47,12 +49,27 @@ def prepare(folder: Path) -> tuple[Path, Path]:
         height, width = SIDES[number % len(SIDES)]
         Image.open(image["uri"]).resize((width, height)).save(image["uri"])
     write_dataset(folder / "dataset", fake.samples(images).slice(0, SAMPLES), fake.pooled(images))
-    checkpoint = shutil.copytree(embedded_checkpoint(), folder / "checkpoint")
-    path = checkpoint / "processor_config.json"
+    embedded = shutil.copytree(embedded_checkpoint(), folder / "embedded")
+    path = embedded / "processor_config.json"
     settings = json.loads(path.read_text())
     settings["image_processor"] |= {"crop_to_patches": True, "min_patches": 1, "max_patches": 6}
     path.write_text(json.dumps(settings))
-    return folder / "dataset", checkpoint
+    return folder / "dataset", {"embedded": embedded, "proportions of 8B": proportioned(embedded, folder / "proportions")}
+
+
+def proportioned(embedded: Path, folder: Path) -> Path:
+    """The embedded checkpoint with random weights: a smaller vision tower and a larger language model, 13 and 82 million
+    weights and positions a tile (InternVL3-8B: 0.31 and 1.8 trillion)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(shutil.copytree(embedded, folder))
+    for part, width, layers, inner in ((config.vision_config, 64, 4, 256), (config.text_config, 256, 6, 768)):
+        part.hidden_size, part.num_hidden_layers, part.intermediate_size = width, layers, inner
+    config.text_config.layer_types = ["full_attention"] * 6
+    torch.manual_seed(SEED)
+    AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
 
 
 def ours(folder: Path, dataset: Path, checkpoint: Path, workers: int) -> tuple[float, list[float]]:
@@ -147,28 +164,36 @@ def apart(dataset: Path, checkpoint: Path, loaders: int) -> tuple[float, list[fl
 
 def on_cpu() -> dict[str, dict]:
     import ray
+
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset, checkpoints = prepare(Path(folder))
+        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        for name, checkpoint in checkpoints.items():
+            rows |= compared(name, dataset, checkpoint)
+        ray.shutdown()
+    return rows
+
+
+def compared(name: str, dataset: Path, checkpoint: Path) -> dict[str, dict]:
+    """Rows of ours with one worker a core and fewer, over the best of the peer's."""
     from joblib import cpu_count
 
     rows, rates = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        dataset, checkpoint = prepare(root)
-        for loaders in (0, 1):
-            rates[loaders], theirs = apart(dataset, checkpoint, loaders)
-            print(f"Trainer, {loaders} loaders beside it: {rates[loaders]:.1f} samples/s", flush=True)
-        best = max(rates.values())
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
-        for workers in range(1, cpu_count() + 1):
-            out = root / f"ours-{workers}"
-            out.mkdir()
-            rate, losses = ours(out, dataset, checkpoint, workers)
-            last, other = (statistics.fmean(some[-10:]) for some in (losses, theirs))
-            note = f"final loss {last:.4f} and {other:.4f} (mean of 10 steps)"
-            print(f"medq_ray, {workers} workers: {rate:.1f} samples/s, {rate / best:.2f}x; {note}", flush=True)
-            assert abs(last - other) <= 0.01 * other, note
-            rows[f"fine-tuning, {workers} workers"] = {"ours": rate, "peer": best, "ratio": rate / best,
-                                                       "unit": "samples/s", "note": note}  # fmt: skip
-        ray.shutdown()
+    for loaders in (0, 1):
+        rates[loaders], theirs = apart(dataset, checkpoint, loaders)
+        print(f"{name}: Trainer, {loaders} loaders beside it: {rates[loaders]:.1f} samples/s", flush=True)
+    best = max(rates.values())
+    for workers in range(1, cpu_count() + 1):
+        out = checkpoint.with_name(f"{checkpoint.name}-{workers}")
+        out.mkdir()
+        rate, losses = ours(out, dataset, checkpoint, workers)
+        last, other = (statistics.fmean(some[-10:]) for some in (losses, theirs))
+        note = f"final loss {last:.4f} and {other:.4f} (mean of 10 steps)"
+        print(f"{name}: medq_ray, {workers} workers: {rate:.1f} samples/s, {rate / best:.2f}x; {note}", flush=True)
+        assert abs(last - other) <= 0.01 * other, note
+        rows[f"{name}, {workers} workers"] = {"ours": rate, "peer": best, "ratio": rate / best, "unit": "samples/s",
+                                              "note": note}  # fmt: skip
     return rows
 
 
