@@ -31,8 +31,11 @@ sudo apt-get install libnuma1))
 demo: $(STAMP)
 	.venv/bin/medq demo $(ARGS)
 
+# First what starts no engine, on two cores. One BLAS thread a process: those of several would wait by spinning.
+test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -m 'not engine and not e2e' -n 2 --dist loadfile; \
+	    unit=$$?; .venv/bin/python -m pytest -m 'engine or e2e' && exit $$unit
 
 install: $(STAMP)
 

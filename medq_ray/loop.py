@@ -5,8 +5,8 @@ loss, from the one that served before.
 
     medq run --recipe demo --run-dir runs/demo
 
-Every phase is a step of the run directory (`artifacts.Run.step`), so the same command resumes a killed run. Model
-servers start when a step first needs them: a run whose steps are all done starts none.
+Every phase is a step of the run directory (`artifacts.Run.step`), so the same command resumes a killed run. Ray
+and model servers start when a step first needs them: a run whose steps are all done starts none.
 """
 
 import fcntl

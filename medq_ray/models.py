@@ -1,11 +1,12 @@
 """The models of one run, as its phases ask them: the checkpoint under training, the oracle and the judge.
 
-Each is an OpenAI-compatible endpoint; what is ours to serve starts when it is first asked.
+Each is an OpenAI-compatible endpoint; what is ours to serve starts when it is first asked what it has not answered.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -23,6 +24,9 @@ from medq_ray.synthetic.answers import MODEL as SIMULATED_ORACLE
 from medq_ray.synthetic.oracle import serve_oracle
 from medq_ray.synthetic.world import World
 
+T = TypeVar("T")
+OURS = "http://127.0.0.1/v1"
+"""Stands for the address of what is ours to serve, until it has one."""
 ENGINE_KEY, ORACLE_KEY, JUDGE_KEY = "ENGINE_API_KEY", "OPENAI_API_KEY", "JUDGE_API_KEY"
 """Environment variables of the keys of `engine.base_url`, `oracle.base_url` and `judge.base_url`."""
 
@@ -35,21 +39,23 @@ def check_keys(config: Config) -> None:
 
 
 class Servers(ExitStack):
-    """The model servers of one iteration: each starts when it is first asked, and stops with the iteration."""
+    """The model servers of one iteration: each starts when it is first asked something new, and stops with the
+    iteration."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.started: dict[str, Endpoint] = {}
+        self.made: dict[str, Any] = {}
 
-    def once(self, name: str, start: Callable[[], Endpoint]) -> Endpoint:
-        if name not in self.started:
-            self.started[name] = start()
-        return self.started[name]
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gave under this name."""
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
 
     def stop(self) -> None:
         """Stop those that have started; they may start again."""
         self.close()
-        self.started.clear()
+        self.made.clear()
 
 
 class Models:
@@ -69,26 +75,29 @@ class Models:
         """The checkpoint after `t` fine-tunings, which lies in `folder`."""
         engine, name = self.config.engine, f"iteration-{t}"
 
-        def start() -> Endpoint:
-            app = f"{name}-{self.tag}"
-            url = engine.base_url or servers.enter_context(serve_checkpoint(folder, name, engine, app=app))
+        def known() -> Endpoint:
             identity = self.base if t == 0 else digest_folder(folder)  # of an 8B model: 16 GB to read
-            return self.endpoint(url, name, identity, ENGINE_KEY)
+            return self.endpoint(engine.base_url or OURS, name, identity, ENGINE_KEY)
 
-        return self.asker(f"model-{t:02d}", lambda: servers.once("model", start))
+        def start() -> str:
+            return servers.enter_context(serve_checkpoint(folder, name, engine, app=f"{name}-{self.tag}"))
+
+        return self.asker(f"model-{t:02d}", lambda: servers.once("model", known),
+                          None if engine.base_url else lambda: servers.once("model's URL", start))  # fmt: skip
 
     def oracle(self, servers: Servers) -> Answer:
         """The oracle in the settings, or the simulated one."""
         oracle = self.config.oracle
 
-        def start() -> Endpoint:
-            url = oracle.base_url or servers.enter_context(
-                serve_oracle(self.world.path, oracle, self.config.seed, app=f"oracle-{self.tag}")
-            )
+        def known() -> Endpoint:
             identity = "" if oracle.base_url else f"{self.world.digest}-{oracle.edit_rate}-{oracle.reject_rate}"
-            return self.endpoint(url, oracle.model, identity, ORACLE_KEY, oracle.tariff())
+            return self.endpoint(oracle.base_url or OURS, oracle.model, identity, ORACLE_KEY, oracle.tariff())
 
-        return self.asker("oracle", lambda: servers.once("oracle", start))
+        def start() -> str:
+            simulated = serve_oracle(self.world.path, oracle, self.config.seed, app=f"oracle-{self.tag}")
+            return servers.enter_context(simulated)
+
+        return self.asker("oracle", known, None if oracle.base_url else lambda: servers.once("oracle's URL", start))
 
     def judge(self) -> Answer | None:
         """The judge in the settings, None where there is none."""
@@ -103,9 +112,10 @@ class Models:
         limits = self.config.engine.limits()
         return Endpoint(url, model, identity, key_from=key_from, tariff=Tariff(**tariff or {}), **limits)
 
-    def asker(self, name: str, endpoint: Callable[[], Endpoint]) -> Answer:
+    def asker(self, name: str, endpoint: Callable[[], Endpoint], serve: Callable[[], str] | None = None) -> Answer:
         """A phase's way to ask one model, its answers and their costs in the cache folder `name`. Of pictures that the
-        gate holds, nothing is sent to another machine; their questions come back with that error."""
+        gate holds, nothing is sent to another machine; their questions come back with that error. serve: starts what is
+        ours to serve."""
 
         def answer(prompts: pa.Table, sampling: Sampling, label: str) -> pa.Table:
             asked, target = prompts, endpoint()
@@ -113,7 +123,7 @@ class Models:
             if is_external(target.base_url):
                 held = self.gate.held(uri for uris in prompts["uris"].to_pylist() for uri in uris)
                 asked = prompts.filter(pa.array([not held.keys() & set(uris) for uris in prompts["uris"].to_pylist()]))
-            found = ask(asked, target, sampling, self.root / "cache" / name, label, f"{self.step}: {label}")
+            found = ask(asked, target, sampling, self.root / "cache" / name, label, f"{self.step}: {label}", serve)
             if asked.num_rows == prompts.num_rows:
                 return found
             say(f"  {prompts.num_rows - asked.num_rows} questions are not sent: their images seem to have text in them")

@@ -1,9 +1,14 @@
 """Fixtures that are dear: one Ray, one vLLM and one stub endpoint for the whole test session."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from running import Stub, running_stub
+
+# As the Makefile does, for who calls pytest: a node of Ray dies unless its agents are there within 30 seconds, and where
+# bytecode is not kept, starting it takes twice as much, on busy cores too much.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LOGICAL_CPUS = 8
 """Ray is told of more CPUs than there are: Serve's actors and an engine wait most of the time."""

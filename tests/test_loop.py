@@ -13,7 +13,7 @@ from medq_ray.config import override
 from medq_ray.ledger import Ledger
 from medq_ray.loop import claimed
 from medq_ray.model.chat import EndpointError
-from medq_ray.serving import EngineError, free_port, ray_session
+from medq_ray.serving import EngineError, free_port, ray_session, start_ray
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
@@ -68,6 +68,25 @@ def test_what_dies_in_ray_is_one_line_with_its_log(tmp_path, monkeypatch):
         with ray_session(tmp_path / "log.txt"):
             raise RaySystemError("line one\nline two")
     assert "\n" not in str(caught.value)
+
+
+def test_ray_starts_when_it_is_needed_and_stops_with_the_outermost_session(tmp_path, monkeypatch):
+    running: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: bool(running))
+    monkeypatch.setattr("ray.init", lambda **settings: running.append(settings["address"]))
+    monkeypatch.setattr("ray.shutdown", running.clear)
+    with ray_session(tmp_path / "log.txt"):
+        assert running == []
+        with ray_session(tmp_path / "log.txt"):
+            start_ray()
+            start_ray()
+        assert running == ["local"]
+    assert running == []
+    running.append("somebody else's")
+    with ray_session(tmp_path / "log.txt"):
+        start_ray()
+    assert running == ["somebody else's"]
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path):

@@ -109,6 +109,17 @@ def test_second_run_installs_nothing(checkout: Path):
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "medq demo"
 
 
+@pytest.mark.parametrize(("unit", "engine"), [(0, 0), (2, 0), (0, 2), (2, 2)])
+def test_both_halves_of_the_suite_run_and_either_can_fail(checkout: Path, unit: int, engine: int):
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    answers = f'case "$*" in *"not engine and not e2e"*) exit {unit};; *"engine or e2e"*) exit {engine};; esac; exit 9'
+    script(checkout / ".venv" / "bin" / "python", f'echo "asked $*"; {answers}')
+    (checkout / ".venv" / ".installed-cpu").touch()
+    done = make(checkout, "test", "EXTRA=cpu")
+    assert sum(line.startswith("asked -m pytest -m ") for line in done.stdout.splitlines()) == 2
+    assert (done.returncode == 0) == (unit == engine == 0)
+
+
 def test_package_version_is_the_projects():
     assert medq_ray.__version__ == PROJECT["project"]["version"] == version("medq-ray")
 

@@ -18,6 +18,7 @@ from medq_ray.evolve.dataset import chats, write_dataset
 from medq_ray.evolve.feed import measure
 from medq_ray.evolve.sft import fine_tune
 from medq_ray.schema import DROP, SAMPLE
+from medq_ray.serving import start_ray
 
 
 def evolve(
@@ -35,8 +36,8 @@ def evolve(
     """Fine-tune `checkpoint` on this iteration's curated samples and, by `evolve.replay`, all earlier ones.
 
     questions, annotations, verdicts: QUESTION, ANNOTATION, VERDICT of this iteration. earlier: SAMPLE of all earlier
-    iterations. images: POOL_IMAGE of all images of dev and test, and of all that any iteration asked about. Needs a
-    running Ray. Writes new.parquet, dropped.parquet, train/samples.parquet, the same as a data set in dataset/
+    iterations. images: POOL_IMAGE of all images of dev and test, and of all that any iteration asked about. Starts
+    Ray where none runs. Writes new.parquet, dropped.parquet, train/samples.parquet, the same as a data set in dataset/
     (`evolve.dataset`), metrics.jsonl and checkpoint/. Equal inputs give equal bytes, with any number of kills in
     between.
 
@@ -55,6 +56,7 @@ def evolve(
     replayed = [earlier.cast(SAMPLE)] if earlier is not None and config.evolve.replay == "all" else []
     samples = pa.concat_tables([*replayed, new]).sort_by("question_id")
     assert len(set(samples["question_id"].to_pylist())) == samples.num_rows, "a question was trained on twice"
+    start_ray()
     loaders = config.evolve.loaders * config.evolve.workers
     tokens = measure(chats(samples, images).to_pylist(), checkpoint, loaders)
     long = too_long(tokens, config.evolve.max_tokens)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from medq_ray.model.batch import ask_batches, under_way
 from medq_ray.model.cache import Cache, request_key
 from medq_ray.model.chat import Choice, Endpoint, EndpointError, Sampling
 from medq_ray.schema import COMPLETION, PROMPT
+from medq_ray.serving import start_ray
 from medq_ray.tables import rows_of, table_of
 
 FEW = 128
@@ -37,20 +39,25 @@ REQUEST = pa.schema([("key", pa.string()), PROMPT.field("uris"), PROMPT.field("p
 
 
 def ask(
-    prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str, purpose: str = ""
+    prompts: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str, purpose: str = "",
+    serve: Callable[[], str] | None = None,
 ) -> pa.Table:
     """Ask each row of `prompts` (schema.PROMPT) `sampling.n` times.
 
     Returns COMPLETION rows sorted by (question_id, run). An unreadable image, a refused request and a question that
-    nothing came of give rows with an error; two questions with the same images and prompt are one request. Needs a
-    running Ray when more than FEW requests are left, and no running event loop otherwise. Raises EndpointError (one
-    line) when the endpoint cannot be used, has no budget left, or answers none of many questions; answers given until
-    then are in the folder `cache`, which is this endpoint's alone, and so is what they cost (`model.account`), for
-    `purpose`, or `label` where there is none.
-    """
+    nothing came of give rows with an error; two questions with the same images and prompt are one request. Starts Ray,
+    where none runs, when more than FEW requests are left, and needs no running event loop otherwise. Raises
+    EndpointError (one line) when the endpoint cannot be used, has no budget left, or answers none of many questions;
+    answers given until then are in the folder `cache`, which is this endpoint's alone, and so is what they cost
+    (`model.account`), for `purpose`, or `label` where there is none. serve: starts the endpoint and returns its base
+    URL; called only if something is left to ask.
+    """  # fmt: skip
     prompts = in_order(prompts.select(PROMPT.names))
     keys = request_keys(prompts, endpoint, sampling)
-    errors = get_answers(prompts, keys, endpoint, sampling, cache, label, purpose or label)
+    pending = unanswered(prompts, keys, cache)
+    if serve is not None and (pending.num_rows or under_way(cache)):
+        endpoint = replace(endpoint, base_url=serve())
+    errors = get_answers(prompts, keys, pending, endpoint, sampling, cache, label, purpose or label)
     given = Cache(cache)
     if errors and len(errors) == (asked := len(pc.unique(keys))) and (asked >= HOPELESS or len(given) == 0):
         # a wrong parameter or server, and no fact about the model; a few questions may well be refused each
@@ -66,11 +73,10 @@ def in_order(prompts: pa.Table) -> pa.Table:
 
 
 def get_answers(
-    prompts: pa.Table, keys: pa.ChunkedArray, endpoint: Endpoint, sampling: Sampling, cache: Path, label: str,
-    purpose: str,
+    prompts: pa.Table, keys: pa.ChunkedArray, pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Path,
+    label: str, purpose: str,
 ) -> dict[str, str]:
-    """Fill the cache with what is missing; request key -> why nothing came of it. Raises EndpointError."""  # fmt: skip
-    pending = unanswered(prompts, keys, cache)
+    """Fill the cache with what is pending; request key -> why nothing came of it. Raises EndpointError."""  # fmt: skip
     errors: dict[str, str] = {}
     with console.progress(prompts.num_rows, label, unit="question") as bar:
         bar.initial = prompts.num_rows - pending.num_rows  # the rate is of new answers
@@ -180,6 +186,7 @@ def by_ray(pending: pa.Table, endpoint: Endpoint, sampling: Sampling, cache: Pat
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    start_ray()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     size = max(BLOCK, math.ceil(pending.num_rows / BLOCKS))
     blocks = [pending.slice(i, size) for i in range(0, pending.num_rows, size)]

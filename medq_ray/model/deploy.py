@@ -21,7 +21,7 @@ from medq_ray.images import data_url
 from medq_ray.model.chat import Client, Endpoint, EndpointError, Sampling
 from medq_ray.model.prompts import messages
 from medq_ray.model.tiny import embedded_checkpoint
-from medq_ray.serving import start_serve
+from medq_ray.serving import start_ray, start_serve
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -207,14 +207,15 @@ def serve_checkpoint(checkpoint: Path, name: str, engine: config.Engine, app: st
     """Serve `checkpoint` as model `name` while the context lasts; yields the base URL.
 
     `app` (default: `name`) is the Serve application and its route; two runs on one Ray need different ones.
-    Needs a running Ray with one free logical CPU (or a GPU). Serve itself stays up for the next checkpoint; leaving
-    the context stops the engine and frees its memory. Raises ValueError for a port in use, and EndpointError (one
-    line) when the engine is not up within `engine.start_timeout` or does not see images.
+    Needs one free logical CPU (or a GPU) of Ray, which starts where none runs. Serve itself stays up for the next
+    checkpoint; leaving the context stops the engine and frees its memory. Raises ValueError for a port in use, and
+    EndpointError (one line) when the engine is not up within `engine.start_timeout` or does not see images.
     """
     from ray import serve
 
     deadline = time.monotonic() + engine.start_timeout
     app = app or name
+    start_ray()
     application = build(checkpoint, name, engine)
     base_url = f"{start_serve(engine.port)}/{app}/v1"
     try:

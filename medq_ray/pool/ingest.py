@@ -32,7 +32,7 @@ from medq_ray.pool.search import read_shard
 from medq_ray.pool.sources import Options, Row, reader
 from medq_ray.pool.store import Pool, claimed, create_pool, open_pool, with_image, write_quarantine
 from medq_ray.schema import DROP, LISTED, SPLITS, looked_schema
-from medq_ray.serving import ray_session
+from medq_ray.serving import ray_session, start_ray
 
 LOG = "log.txt"
 """In the pool's private folder: what Ray had to say."""
@@ -162,6 +162,7 @@ def look_with_ray(pool: Pool, todo: pa.Table, encoder: config.Encoder, work: Wor
     """`look_at` on the Ray that runs."""
     import ray
 
+    start_ray()
     path = pool.private / "todo.parquet"
     pq.write_table(todo, path, row_group_size=CHUNK)
     chunks = [pa.table({"chunk": [i]}) for i in range(-(-todo.num_rows // CHUNK))]

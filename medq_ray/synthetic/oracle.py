@@ -15,7 +15,7 @@ def serve_oracle(
 ) -> Iterator[str]:
     """Serve the simulated oracle of a world with Ray Serve on loopback; yield its OpenAI base URL ('.../APP/v1').
 
-    Ray must be initialised. Serve is started if it is not running, and only `app`, a name that no other run on this
+    Ray and Serve are started if they are not running, and only `app`, a name that no other run on this
     Ray uses, is deleted on exit. outage: outage_after and outage_seconds of `OracleApp`. Raises ValueError for a world
     without truth, rates above 1 or a taken port.
     """

@@ -32,4 +32,4 @@ def medq(
     sets = [f"--set={setting}" for setting in [*SETTINGS, f"world.path={world}", f"engine.base_url={url}", *more]]
     command = [sys.executable, str(KILLED_RUN), place, "run", "--recipe", "demo", "--run-dir", str(run_dir), *sets]
     secret = os.environ | {"OPENAI_API_KEY": "sk-of-the-oracle"}
-    return subprocess.run(command, env=secret, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=secret, capture_output=True, text=True, timeout=600)

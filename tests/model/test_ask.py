@@ -57,6 +57,20 @@ def test_no_questions_are_no_rows(tmp_path):
     assert table.num_rows == 0 and table.schema == COMPLETION
 
 
+def test_a_model_is_served_only_when_it_is_asked_something_new(stub, tmp_path):
+    prompts, started = write_prompts(tmp_path, 3), []
+
+    def serve() -> str:
+        started.append(stub.url)
+        return stub.url
+
+    for wanted, starts in ((2, 1), (2, 1), (3, 2)):
+        asked = prompts.slice(0, wanted)
+        table = ask(asked, Endpoint("http://127.0.0.1:1/v1", "m"), SAMPLING, tmp_path / "cache", "asking", serve=serve)
+        assert set(table["error"].to_pylist()) == {""} and len(started) == starts
+    assert stub.state()["total"] == 3
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("count", [20, FEW + 20])  # in this process and by Ray Data
 def test_every_question_is_asked_once_and_a_bad_image_is_one_bad_row(ray_local, stub, tmp_path, count):
@@ -126,11 +140,9 @@ RUNNER = """
 import sys
 from pathlib import Path
 import pyarrow.parquet as pq
-import ray
 from medq_ray.model.ask import ask
 from medq_ray.model.chat import Endpoint, Sampling
 folder, url = Path(sys.argv[1]), sys.argv[2]
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 prompts, endpoint = pq.read_table(folder / "prompts.parquet"), Endpoint(url, "m", concurrency=4)
 table = ask(prompts, endpoint, Sampling(n=2, temperature=0.7), folder / "cache", "asking")
 pq.write_table(table, folder / "completions.parquet")
