@@ -4,12 +4,12 @@
     python -m benchmarks.sft --gpu [--tokens 8192] [--json FILE]
     python -m benchmarks.sft --gpu --model embedded          # the same code rehearsed, also without a GPU
 
-On a CPU: two small models whose processor cuts images into up to six tiles as a real InternVL does, so that samples have
-40 to 290 tokens. One is the embedded model, two thirds of whose operations are its vision tower's, which no trainer pads;
-the other has InternVL3-8B's proportions, where the language model computes six times as much on an image as the vision
-tower, and random weights. The same samples in the same batches, the same schedule, both in float32 on all cores. Rates
-are of stepping, without the first steps; the peer's is the better of two, with its data loader in the training process
-(its default) and in a process beside it.
+On a CPU: two small models whose processor cuts images into up to six tiles as a real InternVL does, so that samples
+have 52 to 161 tokens. One is the embedded model, of whose operations two thirds are its vision tower's, which no
+trainer pads; the other has InternVL3-8B's proportions, where the language model computes six times as much on an image
+as the vision tower, and random weights. The same samples in the same batches, the same schedule, both in float32 on all
+cores. Rates are of stepping, without the first steps; the peer's is the better of two, with its data loader in the
+training process (its default) and in a process beside it.
 
 On a GPU: InternVL3-8B's sizes with random weights, one packed row a step, full parameters, AdamW; no peer, no data.
 """
@@ -54,12 +54,13 @@ def prepare(folder: Path) -> tuple[Path, dict[str, Path]]:
     settings = json.loads(path.read_text())
     settings["image_processor"] |= {"crop_to_patches": True, "min_patches": 1, "max_patches": 6}
     path.write_text(json.dumps(settings))
-    return folder / "dataset", {"embedded": embedded, "proportions of 8B": proportioned(embedded, folder / "proportions")}
+    large = proportioned(embedded, folder / "proportions")
+    return folder / "dataset", {"embedded": embedded, "an 8B's proportions": large}
 
 
 def proportioned(embedded: Path, folder: Path) -> Path:
-    """The embedded checkpoint with random weights: a smaller vision tower and a larger language model, 13 and 82 million
-    weights and positions a tile (InternVL3-8B: 0.31 and 1.8 trillion)."""
+    """The embedded checkpoint with random weights, a smaller vision tower and a larger language model: 13 and 82
+    million products of weights and positions a tile (InternVL3-8B: 0.31 and 1.8 trillion)."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -136,7 +137,7 @@ def peer(dataset: Path, checkpoint: Path, loaders: int) -> tuple[float, list[flo
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     steps = -(-len(rows) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01, fused=True)  # the Trainer's own default
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01, fused=True)  # as the Trainer's own
     settings = {"learning_rate": RATE, "warmup": 0.05}
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done + 1, steps, settings))
     with tempfile.TemporaryDirectory() as out:
@@ -198,7 +199,7 @@ def compared(name: str, dataset: Path, checkpoint: Path) -> dict[str, dict]:
 
 
 def random_row(model: "Model", config: Any, most: int) -> dict[str, "Tensor"]:
-    """A packed row of at most `most` tokens, of samples as `medq plan` assumes them: an image, a question, an answer."""
+    """A packed row of at most `most` tokens of samples as `medq plan` assumes them: image, question and answer."""
     import torch
 
     from medq_ray.config import Explore
@@ -249,8 +250,9 @@ def on_gpu(name: str, tokens: int, steps: int = 20) -> dict[str, dict]:
     model.init_weights()
     optimizer, row = worker.new_optimizer(model, settings), random_row(sizes_of(name), config, tokens)
     count, length = len(row["lengths"]), int(row["lengths"].sum())
-    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}; rows of {length:,} tokens in "
-          f"{count} samples, {int((row['labels'] != IGNORED).sum())} of them answers", flush=True)  # fmt: skip
+    weights, answers = sum(p.numel() for p in model.parameters()), int((row["labels"] != IGNORED).sum())
+    print(f"{name}: {weights:,} parameters on {device}; rows of {length:,} tokens in {count} samples, {answers} of them "
+          "answers", flush=True)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         metrics, ended = Metrics(Path(folder), model, adapter, device, 1, 0), time.perf_counter()
         for step in range(1, WARM + steps + 1):
@@ -266,7 +268,7 @@ def on_gpu(name: str, tokens: int, steps: int = 20) -> dict[str, dict]:
     planned = memory.training(
         sizes_of(name),
         memory.Row(length, count, int((row["input_ids"] == config.image_token_id).sum()),
-                   int((row["labels"] != IGNORED).sum()), int(row["lengths"].max()), count),
+                   answers, int(row["lengths"].max()), count),
         device=memory.GPU if device.type == "cuda" else memory.CPU, world=1,
         checkpointing=settings["activation_checkpointing"], frozen=set(),
     )["peak"]  # fmt: skip
