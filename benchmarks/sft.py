@@ -251,8 +251,8 @@ def on_gpu(name: str, tokens: int, steps: int = 20) -> dict[str, dict]:
     optimizer, row = worker.new_optimizer(model, settings), random_row(sizes_of(name), config, tokens)
     count, length = len(row["lengths"]), int(row["lengths"].sum())
     weights, answers = sum(p.numel() for p in model.parameters()), int((row["labels"] != IGNORED).sum())
-    print(f"{name}: {weights:,} parameters on {device}; rows of {length:,} tokens in {count} samples, {answers} of them "
-          "answers", flush=True)  # fmt: skip
+    print(f"{name}: {weights:,} parameters on {device}; rows of {length:,} tokens ({answers} of answers) in {count} "
+          "samples", flush=True)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         metrics, ended = Metrics(Path(folder), model, adapter, device, 1, 0), time.perf_counter()
         for step in range(1, WARM + steps + 1):
