@@ -102,6 +102,7 @@ def on_gpus(config: Config) -> bool:
 def run(trainer: "TorchTrainer", failures: int) -> dict:
     """What rank 0 returned from the training, which goes on from its last checkpoint after up to `failures` deaths of
     workers. A worker's ValueError is raised as it was, since it would come again; EngineError for the rest."""
+    from ray.exceptions import RayActorError
     from ray.train import ControllerError, WorkerGroupError
 
     handler, left = signal.getsignal(signal.SIGINT), failures
@@ -109,17 +110,21 @@ def run(trainer: "TorchTrainer", failures: int) -> dict:
         while True:
             try:
                 return trainer.fit().return_value
-            except WorkerGroupError as error:
-                for failure in error.worker_failures.values():
-                    if isinstance(failure, ValueError):
-                        raise failure from error
-                first = one_line(next(iter(error.worker_failures.values()), error))
+            except (ControllerError, WorkerGroupError) as error:
+                if isinstance(error, WorkerGroupError):
+                    causes = list(error.worker_failures.values())
+                elif isinstance(error.controller_failure, RayActorError):  # one died as it was told what to train
+                    causes = [error.controller_failure]
+                else:
+                    raise EngineError(f"training could not go on: {one_line(error)}") from error
+                for cause in causes:
+                    if isinstance(cause, ValueError):
+                        raise cause from error
+                first = one_line(next(iter(causes), error))
                 if not left:
                     raise EngineError(f"a training worker died: {first}") from error
                 left -= 1
                 say(f"  a training worker died ({first}); going on from the last checkpoint")
-    except ControllerError as error:
-        raise EngineError(f"training could not go on: {one_line(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)  # fit leaves its own behind, which swallows every later Ctrl-C

@@ -1,12 +1,16 @@
 """Runs one `evolve` on the images of a folder in its own Ray, for the tests that kill it:
 
     python -m tests.evolve.run_evolve IMAGES FOLDER [section.field=value ...]
+    python -m tests.evolve.run_evolve IMAGES FOLDER --nodes ...     on two nodes; the second dies after the first epoch
 """
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 
 from medq_ray.config import Config, Evolve, override
@@ -45,10 +49,45 @@ def timeless(folder: Path) -> list[dict]:
     return [{name: value for name, value in step.items() if name not in TIMES} for step in steps(folder)]
 
 
+def kept(folder: Path) -> bool:
+    """Whether Ray Train has a checkpoint to go on from: until its controller asks the workers again, what they have
+    saved counts for nothing."""
+    return any(folder.glob("scratch/*/checkpoint_manager_snapshot.json"))
+
+
+def lose_a_node(folder: Path) -> None:
+    """Start a cluster of two nodes with room for one worker each; the second dies when an epoch's checkpoint is kept and
+    the next epoch has begun. All of its processes are killed at once, as a machine dies: without their raylet, workers
+    would live for some steps yet."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    impatient = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": impatient},
+    )
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address)
+
+    def watch() -> None:
+        while not kept(folder) or len(steps(folder)) <= STEPS_AN_EPOCH:
+            time.sleep(0.02)
+        raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            process.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
     import ray
 
     rows, target = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
-    print(json.dumps(run(rows, target, override(CONFIG, sys.argv[3:]))), flush=True)
+    changes = [argument for argument in sys.argv[3:] if argument != "--nodes"]
+    if "--nodes" in sys.argv:
+        lose_a_node(target)
+    else:
+        ray.init(address="local", num_cpus=4, include_dashboard=False)
+    print(json.dumps(run(rows, target, override(CONFIG, changes))), flush=True)
     ray.shutdown()

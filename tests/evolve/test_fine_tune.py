@@ -1,12 +1,17 @@
-"""What `fine_tune` and `evolve` refuse before a worker starts."""
+"""What `fine_tune` and `evolve` refuse before a worker starts, and which of Ray Train's failures end a training."""
+
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
 
 from medq_ray.config import Config, Evolve, validated
 from medq_ray.evolve.dataset import write_dataset
 from medq_ray.evolve.phase import too_long, without
-from medq_ray.evolve.sft import fine_tune
+from medq_ray.evolve.sft import fine_tune, run
 from medq_ray.model.tiny import embedded_checkpoint
+from medq_ray.serving import EngineError
 from tests.evolve import fake
 
 
@@ -56,3 +61,35 @@ def test_samples_that_no_row_can_hold_are_dropped_with_their_reason(tmp_path):
 def test_settings_that_train_nothing_are_refused(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         validated({"evolve": Evolve().model_dump() | changes})
+
+
+def trainer(*outcomes):
+    """Of which each `fit` has the next outcome."""
+    def fit():
+        outcome = next(left)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return SimpleNamespace(return_value=outcome)
+
+    left = iter(outcomes)
+    return SimpleNamespace(fit=fit)
+
+
+DIED = WorkerGroupError("gone", {1: ActorDiedError()})
+DIED_STARTING = ControllerError(ActorDiedError())
+
+
+@pytest.mark.parametrize("death", [DIED, DIED_STARTING])
+def test_as_many_workers_may_die_as_is_said(death):
+    assert run(trainer(death, death, {"done": 1}), 2) == {"done": 1}
+    with pytest.raises(EngineError, match="a training worker died: The actor died"):
+        run(trainer(death, death, {"done": 1}), 1)
+
+
+@pytest.mark.parametrize("failure, complaint", [
+    (WorkerGroupError("gone", {0: RuntimeError("peer"), 1: ValueError("sample 7")}), "^sample 7$"),
+    (ControllerError(RuntimeError("no room")), "training could not go on: .* no room"),
+])  # fmt: skip
+def test_what_would_come_again_is_not_tried_again(failure, complaint):
+    with pytest.raises((ValueError, EngineError), match=complaint):
+        run(trainer(failure, {"done": 1}), 3)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,12 +16,15 @@ from safetensors import safe_open
 
 from medq_ray.artifacts import digest_file
 from medq_ray.evolve.dataset import read_dataset
+from medq_ray.evolve.sft import fine_tune
 from medq_ray.model.tiny import embedded_checkpoint
 from tests.evolve import fake
-from tests.evolve.run_evolve import CONFIG, STEPS_AN_EPOCH, run, steps, timeless
+from tests.evolve.run_evolve import CONFIG, STEPS_AN_EPOCH, kept, run, steps, timeless
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
+SOON = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+"""After which Ray Train keeps what was saved and sees who died."""
 
 
 @pytest.fixture
@@ -126,15 +130,17 @@ def test_two_workers_equal_one_process_of_plain_torch(unbroken):
     assert (ours - plain).norm() < 1e-2 * (plain - start).norm()
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(unbroken, seven, tmp_path):
+def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(unbroken, seven, tmp_path, monkeypatch):
     """In the second epoch, in the middle of its steps."""
     def kill() -> None:
-        while len(steps(tmp_path)) < STEPS_AN_EPOCH + 3:
+        while not kept(tmp_path) or len(steps(tmp_path)) < STEPS_AN_EPOCH + 3:
             time.sleep(0.02)
         workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name() + cmdline(p)]
         killed.append(workers[-1].pid)
         workers[-1].send_signal(signal.SIGKILL)
 
+    for name, value in SOON.items():
+        monkeypatch.setenv(name, value)
     killed: list[int] = []
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -154,8 +160,7 @@ def cmdline(process: psutil.Process) -> str:
 def test_a_driver_killed_during_a_save_resumes_to_identical_bytes(unbroken, command, tmp_path):
     folder, command = tmp_path / "run", [*command, "evolve.checkpoint_every=1"]
     with open(tmp_path / "log", "w") as log:
-        environment = os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}  # how soon a checkpoint is registered
-        driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | SOON)
         while len(steps(folder)) < 4 or not list(folder.glob("scratch/*/saving-*/*")):
             assert driver.poll() is None, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.001)
@@ -170,3 +175,45 @@ def test_a_driver_killed_during_a_save_resumes_to_identical_bytes(unbroken, comm
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert json.loads(resumed.stdout.splitlines()[-1])["samples_stepped"] <= 25 * CONFIG.evolve.epochs - 3 * 4
     same_results(folder, unbroken[0])
+
+
+def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command, tmp_path):
+    """The steps are the same ones; sums are in another order."""
+    import torch
+    from safetensors.torch import load_file
+
+    command = [*command, "--nodes", "evolve.min_workers=1"]
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as apart:
+        environment = os.environ | SOON | {
+            "RAY_TMPDIR": apart,  # or other tests' Rays would connect to this one
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2",  # how long it waits for room on a node that it thinks is there
+        }  # fmt: skip
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "a training worker died" in finished.stdout
+    assert json.loads(finished.stdout.splitlines()[-1])["samples_stepped"] == 25 * (CONFIG.evolve.epochs - 1)
+    ours, theirs = timeless(tmp_path / "run"), timeless(unbroken[0])
+    assert [step["samples"] for step in ours] == [step["samples"] for step in theirs]
+    assert [step["tokens"] for step in ours] == [step["tokens"] for step in theirs]
+    weights = [load_file(folder / "checkpoint" / "model.safetensors")
+               for folder in (tmp_path / "run", unbroken[0])]  # fmt: skip
+    start = load_file(embedded_checkpoint() / "model.safetensors")
+    ours, theirs, start = (torch.cat([part[name].flatten().float() for name in sorted(part)])
+                           for part in (*weights, start))  # fmt: skip
+    assert (ours - theirs).norm() < 1e-2 * (theirs - start).norm()
+
+
+def test_an_image_that_no_longer_opens_is_named_and_nothing_is_written(unbroken, tmp_path, capsys):
+    folder, _ = unbroken
+    rows = read_dataset(folder / "dataset")[0].to_pylist()
+    image = Path(rows[-1]["images"][0])
+    image.rename(image.with_suffix(".gone"))
+    try:
+        with pytest.raises(ValueError, match=f"sample {image.stem}-.*{image}") as caught:
+            fine_tune(tmp_path, dataset=folder / "dataset", tokens={row["question_id"]: 60 for row in rows},
+                      checkpoint=embedded_checkpoint(), config=CONFIG, iteration=0)  # fmt: skip
+    finally:
+        image.with_suffix(".gone").rename(image)
+    assert "\n" not in str(caught.value)
+    assert "going on" not in capsys.readouterr().out, "it would not open the next time either"
+    assert not (tmp_path / "checkpoint").exists()
