@@ -134,8 +134,8 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def new_optimizer(model: nn.Module, settings: dict) -> torch.optim.Optimizer:
-    """AdamW in one pass over weights, gradient and moments: without another copy of all gradients, which `foreach` makes
-    (32 GB of an 8B model's on one GPU)."""
+    """AdamW in one pass over weights, gradient and moments, without another copy of all gradients, which `foreach`
+    makes (32 GB of an 8B model's on one GPU)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=True)
 

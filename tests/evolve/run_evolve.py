@@ -56,9 +56,9 @@ def kept(folder: Path) -> bool:
 
 
 def lose_a_node(folder: Path) -> None:
-    """Start a cluster of two nodes with room for one worker each; the second dies when an epoch's checkpoint is kept and
-    the next epoch has begun. All of its processes are killed at once, as a machine dies: without their raylet, workers
-    would live for some steps yet."""
+    """Start a cluster of two nodes with room for one worker each; the second dies when an epoch's checkpoint is kept
+    and the next epoch has begun. All of its processes are killed at once, as a machine dies: without their raylet,
+    workers would live for some steps yet."""
     import ray
     from ray.cluster_utils import Cluster
 

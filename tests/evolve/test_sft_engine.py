@@ -186,7 +186,7 @@ def test_a_node_that_is_lost_leaves_one_worker_which_finishes(unbroken, command,
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as apart:
         environment = os.environ | SOON | {
             "RAY_TMPDIR": apart,  # or other tests' Rays would connect to this one
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2",  # how long it waits for room on a node that it thinks is there
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2",  # waits for room on a node that it thinks is there
         }  # fmt: skip
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
