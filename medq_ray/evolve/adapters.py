@@ -62,20 +62,29 @@ ADAPTERS = {
 """By the model_type of a checkpoint's config.json."""
 
 
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
-"""Files of a checkpoint in which its chat template may be."""
+TEMPLATES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+"""Files of a checkpoint in which its chat template may be, where it is not in chat_template.jinja."""
 
 
 def adapter_of(checkpoint: Path) -> Adapter:
-    """Of a Hugging Face checkpoint folder. Raises ValueError when it is none, has no chat template, or is of an
-    architecture without adapter, naming those there are."""
+    """Of a Hugging Face checkpoint folder. Raises ValueError when it is none or damaged, has no chat template, or is of
+    an architecture without adapter, naming those there are."""
     if not (checkpoint / "config.json").exists():
         raise ValueError(f"checkpoint {checkpoint}: no Hugging Face checkpoint folder (config.json is missing)")
-    found = [checkpoint / name for name in TEMPLATES if (checkpoint / name).exists()]
-    if not any(path.suffix == ".jinja" or "chat_template" in json.loads(path.read_text()) for path in found):
+    settings = {path.name: settings_in(path) for path in sorted(checkpoint.glob("*.json"))}
+    written = any("chat_template" in settings.get(name, {}) for name in TEMPLATES)
+    if not written and not (checkpoint / "chat_template.jinja").exists():
         raise ValueError(f"checkpoint {checkpoint}: its processor has no chat template; add chat_template.jinja")
-    model_type = json.loads((checkpoint / "config.json").read_text()).get("model_type", "")
+    model_type = settings["config.json"].get("model_type", "")
     if model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
         raise ValueError(f"checkpoint {checkpoint}: no adapter to fine-tune a {model_type!r} model; there are: {known}")
     return ADAPTERS[model_type]
+
+
+def settings_in(path: Path) -> dict:
+    """A JSON file of a checkpoint. Raises ValueError naming it when it is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"checkpoint file {path} is not JSON ({error}); copy it again") from error

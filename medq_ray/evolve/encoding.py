@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from medq_ray.evolve.adapters import adapter_of
@@ -42,11 +43,14 @@ def chat(processor: Any, prompt: str, answer: str, images: int = 1) -> tuple[str
     """(text up to where the model speaks, what it is to say with the end of its turn), by the chat template.
 
     The user turn is the one that the serving side sends (`prompts.messages`). Raises ValueError when the template
-    does not write the assistant's turn as a continuation of the prompt.
+    is none, or does not write the assistant's turn as a continuation of the prompt.
     """
     turn, reply = turns(prompt, answer, images)
-    asked = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-    answered = processor.apply_chat_template([turn, reply], tokenize=False)
+    try:
+        asked = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        answered = processor.apply_chat_template([turn, reply], tokenize=False)
+    except TemplateError as error:
+        raise ValueError(f"the checkpoint's chat template cannot be used: {error}") from error
     if not answered.startswith(asked):
         raise ValueError("the chat template does not write an answer as a continuation of its generation prompt")
     return asked, answered[len(asked) :]

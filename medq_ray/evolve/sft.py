@@ -46,8 +46,8 @@ def fine_tune(
 
     Returns, for this attempt: seconds in all, seconds_starting (Ray's workers, imports, checkpoints, export),
     samples_stepped (each as often as it was seen) and samples_per_second while stepping. Raises ValueError for a
-    missing checkpoint or one without adapter, a damaged data set, an unreadable image and a loss that is not finite,
-    EngineError when workers die for another reason.
+    checkpoint that is missing, damaged or without adapter, a damaged data set, an unreadable image, a loss that is not
+    finite, a full disk and too few CPUs or GPUs, EngineError when workers die for another reason.
     """
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -70,6 +70,7 @@ def fine_tune(
     # A process of 4 CPU seconds at every start, for news of a preemption that no worker of ours listens to.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     least = evolve.min_workers or evolve.workers
+    check_room(least, on_gpus(config))
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config=job,
@@ -99,6 +100,18 @@ def on_gpus(config: Config) -> bool:
 
     enough = ray.cluster_resources().get("GPU", 0) >= (config.evolve.min_workers or config.evolve.workers)
     return config.engine.device == "gpu" or (config.engine.device == "auto" and enough)
+
+
+def check_room(least: int, gpus: bool) -> None:
+    """Raises ValueError where a Ray of this machine's own, which does not grow, can never hold `least` workers: Ray
+    Train would wait for ever."""
+    import ray
+
+    kind = "GPU" if gpus else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < least and not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(f"{least} workers for a fine-tuning, but Ray has {there} {kind}s here: set evolve.workers or "
+                         "evolve.min_workers to what there is, or RAY_ADDRESS to a cluster")  # fmt: skip
 
 
 def run(trainer: "TorchTrainer", failures: int) -> dict:

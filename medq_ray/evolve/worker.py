@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,6 +27,7 @@ from medq_ray.evolve.encoding import IGNORED, skeleton
 from medq_ray.evolve.feed import stream
 from medq_ray.evolve.metrics import Metrics
 from medq_ray.evolve.packing import Row, schedule
+from medq_ray.serving import one_line
 
 UNIT = 5_000_000
 """Fewest parameters of a block that is gathered by itself. Below it (the embedded model's blocks have 0.2 million) its
@@ -83,23 +85,39 @@ def load_model(checkpoint: Path, settings: dict, device: torch.device) -> nn.Mod
     """The checkpoint in float32, sharded over all ranks and ready to train.
 
     Rank 0 alone reads the weights and sends one tensor after another: eight ranks that each read 8B in float32 would
-    need 255 GB of host memory.
+    need 255 GB of host memory. Raises ValueError as `read_weights`.
     """
-    from transformers import AutoModelForImageTextToText
-
     model = sharded(prepared(skeleton(checkpoint), adapter_of(checkpoint), settings), device)
     model.to_empty(device=device)
     model.tie_weights()  # what shares its weights has been given memory of its own
     weights: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     if dist.get_rank() == 0:
-        whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+        whole = read_weights(checkpoint)
         weights, buffers = whole.state_dict(), dict(whole.named_buffers())
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     for name, buffer in model.named_buffers():  # such as rotary frequencies, which no checkpoint holds
         if name in buffers:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, src=0)
+    return model
+
+
+def read_weights(checkpoint: Path) -> nn.Module:
+    """The checkpoint's model in float32. Raises ValueError when its weights cannot be read or are not all there:
+    transformers would draw at random what is missing."""
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"checkpoint {checkpoint}: its weights cannot be read; copy or export it again "
+                         f"({one_line(error, 120)})") from error  # fmt: skip
+    if absent := sorted(found["missing_keys"]):
+        raise ValueError(f"checkpoint {checkpoint}: {len(absent)} of its tensors are missing, {absent[0]} first; copy "
+                         "or export it again")  # fmt: skip
     return model
 
 

@@ -108,6 +108,8 @@ def test_images_of_other_sizes_have_other_numbers_of_tokens(qwen, rows):
     (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template; add chat_template.jinja"),
     (lambda folder: edit(folder / "config.json", model_type="llava"), "no adapter to fine-tune a 'llava' model; there "
                                                                       "are: internvl, qwen2_5_vl"),
+    (lambda folder: (folder / "config.json").write_text("{'single': 1}"), "config.json is not JSON .*copy it again"),
+    (lambda folder: (folder / "tokenizer.json").write_text('{"version": '), "tokenizer.json is not JSON .*copy it"),
 ])  # fmt: skip
 def test_checkpoints_that_cannot_be_trained_are_refused(tmp_path, break_it, complaint):
     folder = shutil.copytree(embedded_checkpoint(), tmp_path / "checkpoint")
@@ -125,6 +127,7 @@ def edit(path, **changes):
     ("{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}say:{% endif %}",
      "continuation of its generation prompt"),
     ("{% for m in messages %}{{ m['role'] }}\n{% endfor %}", "does not end an answer with '<|im_end|>'"),
+    ("{% for m in messages %}", "chat template cannot be used: .*end of template"),
 ])  # fmt: skip
 def test_chat_templates_that_cannot_be_trained_with_are_refused(template, complaint):
     from medq_ray.evolve.encoding import SampleEncoder

@@ -9,7 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 from medq_ray.config import Config, Evolve, validated
 from medq_ray.evolve.dataset import write_dataset
 from medq_ray.evolve.phase import too_long, without
-from medq_ray.evolve.sft import fine_tune, run
+from medq_ray.evolve.sft import check_room, fine_tune, run
 from medq_ray.model.tiny import embedded_checkpoint
 from medq_ray.serving import EngineError
 from tests.evolve import fake
@@ -61,6 +61,18 @@ def test_samples_that_no_row_can_hold_are_dropped_with_their_reason(tmp_path):
 def test_settings_that_train_nothing_are_refused(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         validated({"evolve": Evolve().model_dump() | changes})
+
+
+def test_workers_that_this_machine_has_no_room_for_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_room(4, gpus=False)
+    with pytest.raises(ValueError, match="5 workers .* Ray has 4 CPUs here: set evolve.workers"):
+        check_room(5, gpus=False)
+    with pytest.raises(ValueError, match="1 workers .* Ray has 0 GPUs here"):
+        check_room(1, gpus=True)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    check_room(5, gpus=False)  # a cluster may grow
 
 
 def trainer(*outcomes):

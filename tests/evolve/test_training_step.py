@@ -1,6 +1,7 @@
 """What the loss is, what a packed row computes and what one step does, for both architectures; without Ray."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,21 @@ def test_a_model_that_was_not_trained_is_exported_as_it_was_loaded(checkpoint, o
     files, again = ({path.name: path.read_bytes() for path in folder.iterdir()}
                     for folder in (checkpoint, tmp_path / "export"))  # fmt: skip
     assert again == files
+
+
+def test_weights_that_are_cut_off_or_missing_are_refused(checkpoint, one_rank, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    lost = sorted(weights)[-1]
+    save_file({name: weight for name, weight in weights.items() if name != lost}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"checkpoint {folder}: 1 of its tensors are missing"):
+        sharded(folder)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"checkpoint {folder}: its weights cannot be read; copy"):
+        sharded(folder)
 
 
 @pytest.fixture
