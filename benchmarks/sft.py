@@ -213,6 +213,8 @@ def random_row(model: "Model", config: Any, most: int) -> dict[str, "Tensor"]:
     for kind in itertools.cycle(Explore().kinds):
         length = load.prompt + load.answers[kind]
         if sum(len(sample["input_ids"]) for sample in samples) + length > most:
+            if not samples:
+                raise SystemExit(f"--tokens {most}: a sample has {length}")
             return pack(samples)
         ids = torch.randint(config.image_token_id, (length,), generator=draw)
         ids[: load.image] = config.image_token_id

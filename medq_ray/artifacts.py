@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class Run:
                     f"{folder} was made with {difference(done.manifest['identity'], identity)}; "
                     f"use another --run-dir or the same settings"
                 )
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a process that was killed after its manifest
             return done
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
@@ -142,6 +144,7 @@ class Run:
             "peak_driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
         write_json(folder / MANIFEST, manifest)
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         return Step(folder, manifest)
 
     def finished(self, name: str) -> Step | None:

@@ -56,6 +56,29 @@ def test_a_mismatch_names_the_field(tmp_path, change, named):
     assert named in str(error.value)
 
 
+def test_the_scratch_folder_is_there_until_the_manifest_is(tmp_path, monkeypatch):
+    """What was computed there is not computed again after a kill while the step's files are being digested."""
+    from medq_ray import artifacts
+
+    def work(folder):
+        seen.append((folder / "scratch").exists())
+        (folder / "scratch").mkdir(exist_ok=True)
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    run, seen = Run(tmp_path), []
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "write_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run.step("x", work, settings={}, inputs={})
+    run.step("x", work, settings={}, inputs={})
+    assert seen == [False, True] and not (tmp_path / "x" / "scratch").exists()
+    (tmp_path / "x" / "scratch").mkdir()  # killed between manifest and removal
+    run.step("x", work, settings={}, inputs={})
+    assert len(seen) == 2 and not (tmp_path / "x" / "scratch").exists()
+
+
 def test_the_fingerprint_covers_the_files_but_not_the_scratch_folder(tmp_path):
     def work(value, scratch):
         def write(folder):

@@ -72,8 +72,9 @@ def adapter_of(checkpoint: Path) -> Adapter:
     if not (checkpoint / "config.json").exists():
         raise ValueError(f"checkpoint {checkpoint}: no Hugging Face checkpoint folder (config.json is missing)")
     settings = {path.name: settings_in(path) for path in sorted(checkpoint.glob("*.json"))}
-    written = any("chat_template" in settings.get(name, {}) for name in TEMPLATES)
-    if not written and not (checkpoint / "chat_template.jinja").exists():
+    jinja = checkpoint / "chat_template.jinja"
+    templates = [settings[name].get("chat_template") for name in TEMPLATES if name in settings]
+    if not any([*templates, jinja.exists() and jinja.read_text().strip()]):
         raise ValueError(f"checkpoint {checkpoint}: its processor has no chat template; add chat_template.jinja")
     model_type = settings["config.json"].get("model_type", "")
     if model_type not in ADAPTERS:
@@ -85,6 +86,9 @@ def adapter_of(checkpoint: Path) -> Adapter:
 def settings_in(path: Path) -> dict:
     """A JSON file of a checkpoint. Raises ValueError naming it when it is none."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"checkpoint file {path} is not JSON ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"checkpoint file {path} holds no settings; copy it again")
+    return found

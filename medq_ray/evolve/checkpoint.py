@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from medq_ray.artifacts import SCRATCH
 from medq_ray.serving import one_line
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
@@ -71,14 +72,19 @@ def steps_done() -> int:
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load Ray Train's last checkpoint, if there is one, whatever number of workers wrote it."""
+    """Load Ray Train's last checkpoint, if there is one, whatever number of workers wrote it. Raises
+    ValueError when it is damaged."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return
     with checkpoint.as_directory() as folder:
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments}
-        dcp.load(state, checkpoint_id=folder)
+        try:
+            dcp.load(state, checkpoint_id=folder)
+        except CheckpointException as error:
+            raise ValueError(f"{folder}, the last checkpoint of this fine-tuning, cannot be read; delete {SCRATCH}/ "
+                             f"beside metrics.jsonl to begin it anew ({one_line(error, 120)})") from error  # fmt: skip
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 

@@ -82,10 +82,24 @@ def read_dataset(folder: Path) -> tuple[pa.Table, dict]:
     """(schema.CHAT, card). Raises ValueError when a shard is missing, damaged or another than the card's."""
     if not (folder / "card.json").exists():
         raise ValueError(f"{folder}: no data set (card.json is missing)")
-    found = read_json(folder / "card.json")
+    try:
+        found = read_json(folder / "card.json")
+        digest = found["digests"]["samples"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'card.json'} is damaged ({error!r}); restore it from a copy") from error
     shards = sorted(folder.glob("train-*.parquet"))
-    rows = pa.concat_tables([CHAT.empty_table(), *(read_table(path).cast(CHAT) for path in shards)])
-    if content_digest(rows) != found["digests"]["samples"]:
+    rows = pa.concat_tables([CHAT.empty_table(), *(read_shard(path) for path in shards)])
+    if content_digest(rows) != digest:
         raise ValueError(f"{folder}: its {len(shards)} shards are not the {found['samples']} samples of its card.json; "
-                         f"delete {folder.parent} and give the run's command again")  # fmt: skip
+                         "restore it from a copy")  # fmt: skip
     return rows, found
+
+
+def read_shard(path: Path) -> pa.Table:
+    """schema.CHAT. Raises ValueError naming a damaged file."""
+    try:
+        rows = read_table(path).cast(CHAT)
+        rows.validate(full=True)  # a flipped bit may be no UTF-8 any more
+    except (ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it from a copy") from error
+    return rows

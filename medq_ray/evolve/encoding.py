@@ -32,11 +32,11 @@ def load_processor(checkpoint: Path) -> Any:
 
 
 def skeleton(checkpoint: Path) -> torch.nn.Module:
-    """The checkpoint's model without weights (on the meta device): enough to ask it for position ids."""
+    """The checkpoint's model without weights (on the meta device), in float32 whatever they are published in."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint), dtype=torch.float32)
 
 
 def chat(processor: Any, prompt: str, answer: str, images: int = 1) -> tuple[str, str]:

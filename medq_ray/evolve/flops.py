@@ -30,7 +30,7 @@ class Sizes:
 
 def step_flops(sizes: Sizes, lengths: Iterable[int], answers: int, patches: int, image_tokens: int) -> float:
     """Of samples with these token counts, `answers` tokens with loss among them, and of their images; forward and
-    back. Attention within images is left out."""
+    back, as if all weights were trained. Attention within images is left out."""
     lengths = list(lengths)
     weights = sizes.language * sum(lengths) + sizes.head * answers
     weights += sizes.vision * patches + sizes.projector * image_tokens

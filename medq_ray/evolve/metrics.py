@@ -53,10 +53,11 @@ class Metrics:
         path = folder / FILE
         lines = path.read_text().splitlines(True)[:done] if path.exists() else []
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(lines))
-        os.replace(temporary, path)
-        self.log = open(path, "a")
-        self.board = SummaryWriter(str(folder / BOARD), purge_step=done + 1)
+        with written("its metrics", folder):
+            temporary.write_text("".join(lines))
+            os.replace(temporary, path)
+            self.log = open(path, "a")
+            self.board = SummaryWriter(str(folder / BOARD), purge_step=done + 1)
 
     def write(self, numbers: dict[str, Any], seconds: float) -> None:
         lengths, patches = numbers.pop("lengths"), numbers.pop("pixels") // self.patch
@@ -73,10 +74,10 @@ class Metrics:
         with written(f"the metrics of step {numbers['step']}", Path(self.log.name).parent):
             self.log.write(json.dumps(numbers) + "\n")
             self.log.flush()
-        for name, value in numbers.items():
-            if value is not None and name not in ("step", "epoch"):
-                self.board.add_scalar(name, value, numbers["step"])
-        self.board.flush()
+            for name, value in numbers.items():
+                if value is not None and name not in ("step", "epoch"):
+                    self.board.add_scalar(name, value, numbers["step"])
+            self.board.flush()
 
     def memory(self) -> int:
         if self.device.type == "cuda":

@@ -1,17 +1,16 @@
 """Annotations in, a better checkpoint out: curate, fine-tune, export (paper Sec. 2.4).
 
 Everything under `folder/scratch` belongs to a fine-tuning that is still running: the same call after a kill goes on
-from its last complete epoch. It is deleted once the checkpoint is exported.
+from its last complete epoch. It is deleted with the end of the step (`artifacts.Run.step`).
 """
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medq_ray.artifacts import SCRATCH, write_table
+from medq_ray.artifacts import write_table
 from medq_ray.config import Config
 from medq_ray.evolve.curate import curate
 from medq_ray.evolve.dataset import chats, write_dataset
@@ -79,7 +78,6 @@ def evolve(
         config=config,
         iteration=iteration,
     )
-    shutil.rmtree(folder / SCRATCH)
     drops = Counter(dropped["step"].to_pylist())
     return {
         "new": new.num_rows,

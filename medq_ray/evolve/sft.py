@@ -61,6 +61,8 @@ def fine_tune(
     for stale in scratch.glob("*"):
         if stale.name != name:
             shutil.rmtree(stale)
+    for unfinished in (scratch / name).glob("saving-*"):
+        shutil.rmtree(unfinished)  # of a killed run: 96 GB of an 8B model's
     (scratch / name).mkdir(parents=True, exist_ok=True)
     job = {
         "dataset": str(dataset.resolve()), "tokens": tokens, "checkpoint": str(checkpoint.resolve()),

@@ -97,7 +97,7 @@ def load_model(checkpoint: Path, settings: dict, device: torch.device) -> nn.Mod
         weights, buffers = whole.state_dict(), dict(whole.named_buffers())
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     for name, buffer in model.named_buffers():  # such as rotary frequencies, which no checkpoint holds
-        if name in buffers:
+        if dist.get_rank() == 0:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, src=0)
     return model

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medq_ray.evolve.adapters import ADAPTERS
+from medq_ray.evolve.adapters import ADAPTERS, settings_in
 from medq_ray.model.deploy import HUB, resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -94,11 +94,6 @@ class Model:
     def total(self) -> int:
         return sum(self.parameters.values())
 
-    @property
-    def rest(self) -> int:
-        """Parameters outside of the two stacks."""
-        return self.total - sum(stack.blocks * stack.parameters for stack in (self.vision, self.language))
-
     def image_tokens(self, side: int) -> int:
         """Of a square image of one tile."""
         return self.fixed or round(side / self.patch / self.merged**0.5) ** 2
@@ -117,10 +112,7 @@ def config_of(checkpoint: str) -> dict[str, Any]:
             raise ValueError(f"the sizes of {checkpoint} are not known here: give --checkpoint the folder of a copy")
     else:
         path = resolve_checkpoint(checkpoint) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    return settings_in(path)
 
 
 def sizes_of(checkpoint: str) -> Model:

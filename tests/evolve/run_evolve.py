@@ -5,6 +5,7 @@
 """
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 
+from medq_ray.artifacts import SCRATCH
 from medq_ray.config import Config, Evolve, override
 from medq_ray.evolve import evolve
 from medq_ray.model.tiny import embedded_checkpoint
@@ -31,10 +33,12 @@ def run(images: list[dict], folder: Path, config: Config = CONFIG, checkpoint: P
     tables = fake.tables(images)
     rejected = [fake.verdict(row, "reject", "") for row in tables["annotations"].to_pylist()[:3]]
     verdicts = pa.Table.from_pylist(rejected, schema=VERDICT)
-    return evolve(
+    counts = evolve(
         folder, config=config, iteration=0, earlier=None, checkpoint=checkpoint or embedded_checkpoint(),
         **(tables | {"verdicts": verdicts}),
     )  # fmt: skip
+    shutil.rmtree(folder / SCRATCH)  # as `Run.step` does
+    return counts
 
 
 def steps(folder: Path) -> list[dict]:

@@ -233,6 +233,27 @@ def test_a_model_that_was_not_trained_is_exported_as_it_was_loaded(checkpoint, o
     assert again == files
 
 
+def test_a_checkpoint_in_bfloat16_is_trained_in_float32_and_exported_as_it_came(checkpoint, one_rank, tmp_path):
+    """Steps of 2e-5 are lost in bfloat16, which has three decimal digits."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    from medq_ray.evolve import worker
+    from medq_ray.evolve.checkpoint import export
+
+    folder = shutil.copytree(checkpoint, tmp_path / "half")
+    AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(folder)
+    model = sharded(folder)
+    optimizer = worker.new_optimizer(model, SETTINGS)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert {tensor.dtype for tensor in (*model.parameters(), *moments)} == {torch.float32}
+    export(model, folder, tmp_path / "export", 0)
+    assert {weight.dtype for weight in load_file(tmp_path / "export" / "model.safetensors").values()} == {torch.bfloat16}
+
+
 def test_weights_that_are_cut_off_or_missing_are_refused(checkpoint, one_rank, tmp_path):
     from safetensors.torch import load_file, save_file
 
