@@ -245,7 +245,7 @@ def on_gpu(name: str, tokens: int, steps: int = 20) -> dict[str, dict]:
     raw, settings = config_of(name), Evolve(max_tokens=tokens).model_dump()
     config, adapter = CONFIG_MAPPING["internvl"].from_dict(raw), ADAPTERS["internvl"]
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model = worker.sharded(worker.prepared(model, adapter, settings), device)
     model.to_empty(device=device)
     model.tie_weights()
