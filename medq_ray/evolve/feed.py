@@ -119,8 +119,9 @@ def tensors(encoded: "Dataset", items: list[dict], checkpoint: Path) -> Iterator
             yield {name: torch.tensor(array) for name, array in row.items()}
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ray.exceptions.UserCodeException):  # keeps nothing of what our code raised
-            for item in items[done:]:
-                packed(item, checkpoint)
+            left = {sample["question_id"]: sample for item in items[done:] for sample in item["row"]}  # each once
+            for sample in left.values():
+                encoder(checkpoint).read(sample)
         raise
 
 
