@@ -106,8 +106,8 @@ def bench(
 ) -> list[dict]:
     """Run every model, write what the module says, and return the results as `standing.table` takes them.
 
-    Descriptions and comparisons need a judge; without one they are not asked. Raises EndpointError
-    as `ask` and `check_sight`; the same call goes on where a killed one was, after another look at each endpoint.
+    Descriptions and comparisons need a judge; without one they are not asked. Raises EndpointError as
+    `ask` and `check_sight`; the same call goes on where a killed one was, after another look at each endpoint.
     """
     results = []
     for endpoint in models:

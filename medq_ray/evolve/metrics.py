@@ -46,8 +46,8 @@ class Metrics:
     def __init__(
         self, folder: Path, model: nn.Module, adapter: Adapter, device: torch.device, world: int, done: int
     ):
-        """done: steps to go on after; what a killed run wrote after its last checkpoint is
-        done again."""
+        """done: steps to go on after; what a killed run wrote after its last checkpoint is done again. Raises
+        ValueError as `checkpoint.written`, and so does `write`."""
         self.device, self.world, self.sizes = device, world, sizes_of(model, adapter)
         self.patch = patch_values(model)
         path = folder / FILE

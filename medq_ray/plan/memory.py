@@ -71,8 +71,8 @@ def training(model: Model, row: Row, *, device: Device, world: int, checkpointin
     """Bytes of one of `world` workers at the peak of a step, and of what it is made.
 
     frozen: parts that are not trained. Keys: weights, moments (as they lie there all the time), inputs; gathered
-    weights, gradients and activations of the worst moment; peak, their sum. Loading takes
-    less: a shard, and one tensor after another.
+    weights, gradients and activations of the worst moment; peak, their sum. Loading takes less:
+    a shard, and one tensor after another.
     """
     trained = sum(count for part, count in model.parameters.items() if part not in frozen)
     always = {
